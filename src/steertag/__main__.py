@@ -1,0 +1,5 @@
+"""`python -m steertag` is `stag`."""
+
+from steertag.cli.main import main
+
+main()

@@ -1,0 +1,69 @@
+"""The `stag` command: a table of sub-commands, each imported only when it is used.
+
+Start-up matters for a command that people put in loops: this module imports click and nothing
+else of weight; a sub-command's module is imported when that sub-command is run or asked for help.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from steertag import __version__
+
+# name -> (module:attribute, one line for `stag --help`).
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "serve": ("steertag.cli.transfer:serve", "Serve a directory to stag clients."),
+    "get": ("steertag.cli.transfer:get", "Fetch a file from a stag server."),
+    "put": ("steertag.cli.transfer:put", "Send a file to a writable stag server."),
+    "ls": ("steertag.cli.transfer:ls", "List a directory of a stag server."),
+    "demo": ("steertag.cli.demo:demo", "Move a file over four paths and show the figures."),
+    "bench": ("steertag.cli.bench:bench", "Measure RDMA Write, Read and Send against a raw socket."),
+    "protocols": ("steertag.cli.stack:protocols", "List registered protocols (/proc/net/protocols)."),
+    "sockets": ("steertag.cli.stack:sockets", "List this Stack's sockets (ss)."),
+    "sysctl": ("steertag.cli.stack:sysctl", "Read and set a Stack's parameters."),
+    "completion": ("steertag.cli.completion:completion", "Print a shell completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry[0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, so that `--help` imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stag")
+def cli() -> None:
+    """Move files and memory over TCP and RDMA, and look at the network stack that does it."""
+
+
+def main() -> None:
+    """Entry point of the `stag` script."""
+    try:
+        cli(prog_name="stag")
+    except BrokenPipeError:
+        # The reader of our output went away (`stag ls | head`): not an error of ours.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

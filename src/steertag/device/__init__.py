@@ -1,0 +1,1 @@
+"""The DEVICE layer: what carries packets or octets below a protocol."""

@@ -1,0 +1,1 @@
+"""Families that forward to the host kernel's own sockets."""

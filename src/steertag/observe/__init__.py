@@ -1,0 +1,1 @@
+"""Counters and listings of a running Stack."""

@@ -1,0 +1,1 @@
+"""Figures: memory-to-memory benchmarks and the demonstration of the four paths."""

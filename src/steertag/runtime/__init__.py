@@ -1,0 +1,1 @@
+"""The only code that waits: loops, threads, event-loop glue."""

@@ -1,0 +1,1 @@
+"""The SOCKET layer: stands in for the standard library's `socket` module."""

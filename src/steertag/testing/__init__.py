@@ -1,0 +1,1 @@
+"""Public helpers for testing protocols and families: clocks, links, conformance checks."""

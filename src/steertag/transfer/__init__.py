@@ -1,0 +1,1 @@
+"""The file mover: server and client over four paths."""

@@ -1,0 +1,1 @@
+"""The verbs API that applications import; names and call shapes as in pyverbs."""

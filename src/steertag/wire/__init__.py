@@ -1,0 +1,1 @@
+"""Pure codecs, one header per file: bytes in, dataclass out, and back. No I/O, no state."""
