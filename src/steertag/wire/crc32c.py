@@ -1,0 +1,14 @@
+"""CRC32C (Castagnoli), the checksum of an MPA FPDU (RFC 5044 section 4.4, RFC 3385).
+
+Initial value and final inversion are those of iSCSI. On the wire the 32 bits are stored with the
+least significant octet first, unlike every other integer of iWARP.
+"""
+
+import struct
+from typing import Final
+
+from crc32c import crc32c
+
+__all__ = ["CRC_FIELD", "crc32c"]
+
+CRC_FIELD: Final = struct.Struct("<I")
