@@ -1,0 +1,451 @@
+"""Captures: record a byte stream as TCP packets without root, and read TCP streams back.
+
+An RNIC over the host's TCP has no packets of its own to record, and capturing the host's needs
+privileges. `StreamTap` therefore makes packets of the octets that a connection sent and received:
+Ethernet, IPv4 and TCP headers with right sequence numbers and checksums, which Wireshark
+reassembles like any others. Their boundaries are the tap's, not those of the real segments.
+
+`read_pcap` and `tcp_streams` are the way back, for captures of whatever origin.
+
+The file format is that of libpcap 2.4 (draft-ietf-opsawg-pcap), microseconds or nanoseconds, of
+either byte order.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from types import TracebackType
+from typing import BinaryIO, Final, NamedTuple, Self
+
+from steertag.errors import WireError
+
+Buffer = bytes | bytearray | memoryview
+PathOrFile = str | os.PathLike[str] | BinaryIO
+
+LINKTYPE_ETHERNET: Final = 1
+LINKTYPE_RAW: Final = 101
+MAX_SNAPLEN: Final = 262_144
+"""The most octets of one packet that a capture may hold (libpcap's limit)."""
+
+_MICROSECONDS: Final = 0xA1B2C3D4
+_NANOSECONDS: Final = 0xA1B23C4D
+_FILE_FIELDS: Final = "IHHiIII"  # magic, version 2.4, zone, sigfigs, snaplen, link type
+_FILE_HEADER: Final = struct.Struct("<" + _FILE_FIELDS)
+_RECORD_FIELDS: Final = "IIII"  # seconds, fraction, octets captured, octets on the wire
+_RECORD: Final = struct.Struct("<" + _RECORD_FIELDS)
+
+_ETHERNET: Final = struct.Struct("!6s6sH")
+_ETHERTYPE_IPV4: Final = 0x0800
+_IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
+_TCP: Final = struct.Struct("!HHIIBBHHH")
+_PSEUDO: Final = struct.Struct("!4s4sBBH")
+_PROTO_TCP: Final = 6
+_DONT_FRAGMENT: Final = 0x4000
+_FRAGMENT_MASK: Final = 0x3FFF  # more fragments, and the offset
+_FIN: Final = 0x01
+_SYN: Final = 0x02
+_PSH: Final = 0x08
+_ACK: Final = 0x10
+_SEQ_MASK: Final = 0xFFFFFFFF
+_MAX_MSS: Final = 0xFFFF - _IPV4.size - _TCP.size
+
+
+class Endpoint(NamedTuple):
+    """An IPv4 address in dotted form and a TCP port."""
+
+    host: str
+    port: int
+
+
+def _internet_checksum(*parts: Buffer) -> int:
+    """RFC 1071 over `parts`, each but the last of even length.
+
+    2**16 is 1 modulo 0xFFFF, so one remainder of a big integer adds all the 16-bit words.
+    """
+    total = 0
+    for part in parts:
+        total += int.from_bytes(part, "big") << (8 * (len(part) & 1))
+    folded = total % 0xFFFF or (0xFFFF if total else 0)
+    return folded ^ 0xFFFF
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+class PcapWriter:
+    """Writes a capture file of synthetic TCP packets.
+
+    Args:
+        target: a path, which is created or emptied, or a writable binary file, which the caller
+            closes.
+        clock: answers seconds since the epoch for a packet's time stamp, e.g. `time.time`. Without
+            one the packets are a microsecond apart, so that equal traffic makes equal files.
+
+    Not safe for use from several threads at once.
+    """
+
+    def __init__(self, target: PathOrFile, *, clock: Callable[[], float] | None = None) -> None:
+        if isinstance(target, str | os.PathLike):
+            self._file: BinaryIO = open(target, "wb")  # noqa: SIM115 - closed by close()
+            self._owned = True
+        else:
+            self._file, self._owned = target, False
+        self._clock = clock
+        self._packets = 0
+        self._file.write(
+            _FILE_HEADER.pack(_MICROSECONDS, 2, 4, 0, 0, MAX_SNAPLEN, LINKTYPE_ETHERNET)
+        )
+
+    def tap(
+        self, local: Endpoint, remote: Endpoint, *, initiator: bool = True, mss: int = 1460
+    ) -> StreamTap:
+        """Begin a TCP connection between `local` and `remote` with its handshake.
+
+        Args:
+            initiator: `local` opened the connection.
+            mss: octets of payload to a packet, at most 65495.
+
+        Raises ValueError for an address that is not IPv4 or an `mss` out of range.
+        """
+        return StreamTap(self, local, remote, initiator=initiator, mss=mss)
+
+    def write_packet(self, *parts: Buffer) -> None:
+        """Append one Ethernet frame, given in parts."""
+        microseconds = self._packets if self._clock is None else round(self._clock() * 1_000_000)
+        seconds, fraction = divmod(microseconds, 1_000_000)
+        size = sum(map(len, parts))
+        self._file.write(_RECORD.pack(seconds, fraction, size, size))
+        for part in parts:
+            self._file.write(part)
+        self._packets += 1
+
+    def close(self) -> None:
+        """Flush, and close the file if it was given by its path."""
+        if self._owned:
+            self._file.close()
+        else:
+            self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class _Half:
+    """One end of the connection as the writer sees it."""
+
+    mac: bytes
+    address: bytes
+    port: int
+    snd_nxt: int
+    fin_sent: bool = False
+
+
+class StreamTap:
+    """One TCP connection in a capture; made by `PcapWriter.tap`.
+
+    `sent` and `received` are what whoever moves the octets of a stream calls, in the order in
+    which they went over it.
+    """
+
+    # MSS, no-operation, window scale 14: a window that no transfer fills, as no acknowledgements
+    # are recorded apart from those that data carries.
+    _SYN_OPTIONS: Final = struct.Struct("!BBHBBBB")
+
+    def __init__(
+        self,
+        writer: PcapWriter,
+        local: Endpoint,
+        remote: Endpoint,
+        *,
+        initiator: bool = True,
+        mss: int = 1460,
+    ) -> None:
+        if not 1 <= mss <= _MAX_MSS:
+            raise ValueError(f"mss {mss} is not between 1 and {_MAX_MSS}")
+        self._writer = writer
+        self._mss = mss
+        self._ip_id = 0
+        self._local = _Half(b"\x02\0\0\0\0\x01", IPv4Address(local[0]).packed, local[1], 1000)
+        self._remote = _Half(b"\x02\0\0\0\0\x02", IPv4Address(remote[0]).packed, remote[1], 5000)
+        first, second = self._local, self._remote
+        if not initiator:
+            first, second = second, first
+        options = self._SYN_OPTIONS.pack(2, 4, mss, 1, 3, 3, 14)
+        self._packet(first, second, _SYN, options=options)
+        self._packet(second, first, _SYN | _ACK, options=options)
+        self._packet(first, second, _ACK)
+
+    def sent(self, octets: Buffer) -> None:
+        """Record octets that went from the local end to the remote one."""
+        self._segments(self._local, self._remote, octets)
+
+    def received(self, octets: Buffer) -> None:
+        """Record octets that came from the remote end."""
+        self._segments(self._remote, self._local, octets)
+
+    def close(self) -> None:
+        """End the connection with a FIN from each end."""
+        if not self._local.fin_sent:
+            self._packet(self._local, self._remote, _FIN | _ACK)
+            self._packet(self._remote, self._local, _FIN | _ACK)
+            self._packet(self._local, self._remote, _ACK)
+            self._local.fin_sent = True
+
+    def _segments(self, source: _Half, sink: _Half, octets: Buffer) -> None:
+        with memoryview(octets) as view, view.cast("B") as flat:
+            for at in range(0, len(flat), self._mss):
+                self._packet(source, sink, _PSH | _ACK, payload=flat[at : at + self._mss])
+
+    def _packet(
+        self, source: _Half, sink: _Half, flags: int, *, options: bytes = b"", payload: Buffer = b""
+    ) -> None:
+        ack = sink.snd_nxt if flags & _ACK else 0
+        tcp_len = _TCP.size + len(options) + len(payload)
+        fields = (source.port, sink.port, source.snd_nxt, ack)
+        offset = (_TCP.size + len(options)) // 4 << 4
+        pseudo = _PSEUDO.pack(source.address, sink.address, 0, _PROTO_TCP, tcp_len)
+        tcp = _TCP.pack(*fields, offset, flags, 0xFFFF, 0, 0)
+        checksum = _internet_checksum(pseudo, tcp, options, payload)
+        tcp = _TCP.pack(*fields, offset, flags, 0xFFFF, checksum, 0)
+        head = (0x45, 0, _IPV4.size + tcp_len, self._ip_id, _DONT_FRAGMENT, 64, _PROTO_TCP)
+        ip = _IPV4.pack(*head, 0, source.address, sink.address)
+        ip = _IPV4.pack(*head, _internet_checksum(ip), source.address, sink.address)
+        ethernet = _ETHERNET.pack(sink.mac, source.mac, _ETHERTYPE_IPV4)
+        self._writer.write_packet(ethernet, ip, tcp, options, payload)
+        self._ip_id = (self._ip_id + 1) & 0xFFFF
+        used = len(payload) + (1 if flags & (_SYN | _FIN) else 0)
+        source.snd_nxt = (source.snd_nxt + used) & _SEQ_MASK
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class Packet:
+    """One record of a capture.
+
+    Attributes:
+        time: seconds since the epoch.
+        octets: what was captured.
+        length: octets that the packet had on the wire; more than `octets` holds if it was cut.
+        linktype: what `octets` begins with, e.g. `LINKTYPE_ETHERNET`.
+    """
+
+    time: float
+    octets: bytes
+    length: int
+    linktype: int
+
+
+@contextmanager
+def _opened(source: PathOrFile) -> Iterator[BinaryIO]:
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            yield file
+    else:
+        yield source
+
+
+def read_pcap(source: PathOrFile) -> Iterator[Packet]:
+    """The packets of a capture, given by its path or as a binary file.
+
+    Raises WireError for octets that are no capture, and where a record ends too early; OSError
+    for a path that cannot be read.
+    """
+    with _opened(source) as file:
+        head = file.read(_FILE_HEADER.size)
+        if len(head) < _FILE_HEADER.size:
+            raise WireError(f"capture: {len(head)} octets, too few for a file header")
+        order, unit = _byte_order(head)
+        linktype = struct.unpack(order + _FILE_FIELDS, head)[6] & 0xFFFF
+        record = struct.Struct(order + _RECORD_FIELDS)
+        while head := file.read(record.size):
+            if len(head) < record.size:
+                raise WireError("capture: the last record's header is cut short")
+            seconds, fraction, captured, length = record.unpack(head)
+            if captured > MAX_SNAPLEN:
+                raise WireError(f"capture: a record of {captured} octets")
+            octets = file.read(captured)
+            if len(octets) < captured:
+                raise WireError(f"capture: a record of {captured} octets ends after {len(octets)}")
+            yield Packet(seconds + fraction * unit, octets, length, linktype)
+
+
+def _byte_order(head: bytes) -> tuple[str, float]:
+    """The byte order of a capture and the seconds in one of its fractions."""
+    for order in "<>":
+        (magic,) = struct.unpack_from(order + "I", head)
+        if magic == _MICROSECONDS:
+            return order, 1e-6
+        if magic == _NANOSECONDS:
+            return order, 1e-9
+    raise WireError(f"capture: magic number {head[:4].hex()} is not libpcap's")
+
+
+@dataclass(slots=True, frozen=True)
+class TcpStream:
+    """One TCP connection of a capture, reassembled.
+
+    Attributes:
+        client: the end that sent the SYN, or the first packet where the SYN is not in the capture.
+        server: the other end.
+        sent: octets from client to server, up to the first that the capture lacks.
+        received: octets from server to client, likewise.
+        complete: the capture holds every octet of both directions, from the first seen to the
+            last.
+    """
+
+    client: Endpoint
+    server: Endpoint
+    sent: bytes
+    received: bytes
+    complete: bool
+
+
+@dataclass(slots=True, frozen=True)
+class _Segment:
+    source: Endpoint
+    sink: Endpoint
+    seq: int
+    syn: bool
+    payload: bytes
+    length: int  # octets of payload on the wire
+
+
+def tcp_streams(source: PathOrFile) -> list[TcpStream]:
+    """The TCP connections of a capture, in the order of their first packets.
+
+    Segments are put in order by sequence number; of octets sent again, the first copy counts.
+    Checksums are not verified (a capture of a sender with checksum offload has none). Packets
+    other than TCP over IPv4, and IP fragments, are passed over.
+
+    Raises as `read_pcap` does.
+    """
+    found: list[_Connection] = []
+    current: dict[frozenset[Endpoint], _Connection] = {}
+    for packet in read_pcap(source):
+        segment = _tcp_segment_untrusted(packet)
+        if segment is None:
+            continue
+        key = frozenset((segment.source, segment.sink))
+        connection = current.get(key)
+        if connection is None or connection.is_superseded_by(segment):
+            connection = current[key] = _Connection(segment.source, segment.sink)
+            found.append(connection)
+        connection.add(segment)
+    return [connection.stream() for connection in found]
+
+
+def _tcp_segment_untrusted(packet: Packet) -> _Segment | None:
+    """The TCP segment in a packet, or None if there is none that can be read."""
+    octets = packet.octets
+    at = 0
+    if packet.linktype == LINKTYPE_ETHERNET:
+        if len(octets) < _ETHERNET.size or octets[12:14] != b"\x08\x00":
+            return None
+        at = _ETHERNET.size
+    elif packet.linktype != LINKTYPE_RAW:
+        return None
+    if len(octets) < at + _IPV4.size:
+        return None
+    first, _, total, _, fragment, _, protocol, _, src, dst = _IPV4.unpack_from(octets, at)
+    tcp_at = at + (first & 0x0F) * 4
+    if first >> 4 != 4 or protocol != _PROTO_TCP or fragment & _FRAGMENT_MASK:
+        return None
+    if tcp_at < at + _IPV4.size or len(octets) < tcp_at + _TCP.size:
+        return None
+    sport, dport, seq, _, offset, flags, _, _, _ = _TCP.unpack_from(octets, tcp_at)
+    payload_at = tcp_at + (offset >> 4) * 4
+    # A frame of a segmentation offload can be larger than the field holds: then it is 0.
+    end = at + total if total else packet.length
+    if payload_at < tcp_at + _TCP.size or end < payload_at:
+        return None
+    return _Segment(
+        source=Endpoint(str(IPv4Address(src)), sport),
+        sink=Endpoint(str(IPv4Address(dst)), dport),
+        seq=seq,
+        syn=bool(flags & _SYN),
+        payload=octets[payload_at:end],
+        length=end - payload_at,
+    )
+
+
+@dataclass(slots=True)
+class _Direction:
+    """The octets of one direction, at offsets that do not wrap as sequence numbers do."""
+
+    syn_seen: bool = False
+    segments: list[tuple[int, bytes]] = field(default_factory=list)
+    base: int | None = None  # offset of the stream's first octet
+    last: int = 0  # offset of the segment seen last
+    end: int = 0  # offset behind the last octet seen on the wire
+
+    def add(self, segment: _Segment) -> None:
+        seq = segment.seq
+        if segment.syn:
+            seq = (seq + 1) & _SEQ_MASK
+        if self.base is None:
+            self.base = self.last = self.end = seq
+        # The distance from the segment before, as a signed 32-bit number.
+        distance = ((seq - self.last + 0x80000000) & _SEQ_MASK) - 0x80000000
+        self.last += distance
+        if segment.syn:
+            self.syn_seen = True
+            self.base = self.last
+        elif not self.syn_seen:
+            self.base = min(self.base, self.last)
+        if segment.length:
+            self.segments.append((self.last, segment.payload))
+            self.end = max(self.end, self.last + segment.length)
+
+    def assemble(self) -> tuple[bytes, bool]:
+        """The octets up to the first hole, and whether there is none."""
+        if self.base is None:
+            return b"", True
+        parts: list[bytes] = []
+        have = self.base
+        for offset, payload in sorted(self.segments, key=lambda item: item[0]):
+            if offset > have:
+                break
+            fresh = payload[have - offset :]
+            parts.append(fresh)
+            have += len(fresh)
+        return b"".join(parts), have >= self.end
+
+
+class _Connection:
+    def __init__(self, client: Endpoint, server: Endpoint) -> None:
+        self._client = client
+        self._server = server
+        self._directions = {client: _Direction(), server: _Direction()}
+
+    def is_superseded_by(self, segment: _Segment) -> bool:
+        """Whether the segment opens a new connection between the same ports."""
+        base = self._directions[segment.source].base
+        return (
+            segment.syn and base is not None and base & _SEQ_MASK != (segment.seq + 1) & _SEQ_MASK
+        )
+
+    def add(self, segment: _Segment) -> None:
+        self._directions[segment.source].add(segment)
+
+    def stream(self) -> TcpStream:
+        sent, sent_whole = self._directions[self._client].assemble()
+        received, received_whole = self._directions[self._server].assemble()
+        return TcpStream(
+            self._client, self._server, sent, received, complete=sent_whole and received_whole
+        )
