@@ -1,0 +1,523 @@
+"""The receiving half of a queue pair: octets in, payload into registered memory (siw_qp_rx.c).
+
+The caller asks `buffers()` where the stream's next octets go and says with `received(n)` how many
+came. Three gears decide what `buffers()` gives:
+
+* direct: the header of a large segment was read and checked; its payload goes from the stream
+  straight into the region, its trailer and the next header into the buffer behind it.
+* exact: just as many octets as end the current FPDU, and the next header. A large segment that
+  follows is thus never read into the buffer.
+* ahead: after a run of small FPDUs as much as the buffer holds, many FPDUs to a read: a copy of a
+  few hundred octets costs less than a system call. The read-ahead starts small and doubles, so
+  that little of a large segment is caught in it.
+
+Every check comes before the first octet of a segment is placed. A large segment's CRC is known
+only after it was placed, as on hardware: the connection ends with a Terminate then.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from steertag.errors import ProtocolError, WireError
+from steertag.rdma.constants import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_REMOTE_WRITE,
+    WC_RECV,
+    WcStatus,
+)
+from steertag.rdma.counters import Counters
+from steertag.rdma.cq import WC
+from steertag.rdma.memory import LocalProtectionError, StagTable
+from steertag.rdma.qp_tx import Sges, Transmitter
+from steertag.wire import ddp, mpa, rdmap
+from steertag.wire.crc32c import CRC_FIELD, crc32c
+
+BUFFER_OCTETS: Final = 256 * 1024
+DIRECT_MIN: Final = 8192
+"""Octets of payload still to come from which on they are read straight into the region."""
+SMALL_RUN: Final = 4
+"""Small FPDUs in a row after which the receiver reads ahead."""
+_AHEAD_FIRST: Final = 4096
+_PREFIX: Final = struct.Struct("!HBBIQ")
+_PREFIX_LEN: Final = _PREFIX.size
+_UNTAGGED_PREFIX_LEN: Final = mpa.LENGTH_LEN + ddp.UNTAGGED_LEN
+_CTL_MASK: Final = ddp.T_FLAG | ddp.VERSION_MASK
+_CTL_TAGGED: Final = ddp.T_FLAG | ddp.VERSION
+_OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
+_MSN_MASK: Final = 0xFFFFFFFF
+_MAX_TERMINATE: Final = 256
+
+# wr_id and local memory.
+Rqe = tuple[int, Sges]
+
+
+class _Receive:
+    """The posted receive that an inbound Send is filling."""
+
+    __slots__ = ("capacity", "placed", "sges", "wr_id")
+
+    def __init__(self, rqe: Rqe) -> None:
+        self.wr_id, self.sges = rqe
+        self.capacity = sum(length for _, length, _ in self.sges)
+        self.placed = 0
+
+
+class Receiver:
+    """Args:
+    qp_num: number of the queue pair, for completions.
+    pd: its protection domain.
+    table: the RNIC's regions.
+    complete: takes the completion of a receive; True says that the peer solicited an event.
+    transmitter: answers Read Requests and holds the Reads that wait for a response.
+    counters: where to count.
+    """
+
+    def __init__(
+        self,
+        qp_num: int,
+        pd: int,
+        table: StagTable,
+        complete: Callable[[WC, bool], None],
+        transmitter: Transmitter,
+        counters: Counters,
+    ) -> None:
+        self._qp_num = qp_num
+        self._pd = pd
+        self._table = table
+        self._complete = complete
+        self._tx = transmitter
+        self._counters = counters
+        self.crc = True
+        self.ird = 0
+        self.rq: deque[Rqe] = deque()
+        self.segment: tuple[bytes, int] | None = None
+        """DDP header octets and length of the segment that is being looked at, for a Terminate."""
+        self.terminate: rdmap.Terminate | None = None
+        self._receive: _Receive | None = None
+        self._receive_msn = 1
+        self._request_msn = 1
+        self._buf = bytearray(BUFFER_OCTETS)
+        self._mv = memoryview(self._buf)
+        self._start = 0
+        self._end = 0
+        self._need = _PREFIX_LEN
+        self._lookahead = 0
+        self._ahead = 0
+        self._run = 0
+        # Of the segment that is being placed directly:
+        self._dest: list[memoryview] = []
+        self._placed: list[memoryview] = []
+        self._header = b""
+        self._tail = 0
+
+    # -- the stream's side ---------------------------------------------------------------------
+
+    def buffers(self) -> list[memoryview]:
+        """Where the stream's next octets go; never empty, valid until `received`."""
+        if self._tail:
+            return [*self._dest, self._mv[self._end : self._tail + _PREFIX_LEN]]
+        if self._ahead:
+            if len(self._buf) - self._end < self._ahead:
+                self._compact()
+            return [self._mv[self._end : self._end + self._ahead]]
+        want = self._need + self._lookahead if self._end > self._start else _PREFIX_LEN
+        if len(self._buf) - self._end < want:
+            self._compact()
+        return [self._mv[self._end : self._end + want]]
+
+    def received(self, octets: int) -> None:
+        """The stream wrote `octets` into what `buffers` gave. Raises ProtocolError."""
+        self._counters.rx_bytes += octets
+        if self._tail:
+            octets = self._advance_direct(octets)
+            self._end += octets
+            if self._dest or self._end < self._tail:
+                return
+            self._finish_direct()
+        else:
+            if self._ahead and octets == self._ahead < BUFFER_OCTETS // 2:
+                self._ahead *= 2
+            self._end += octets
+        self._parse()
+
+    @property
+    def between_messages(self) -> bool:
+        """No segment and no message is half received: the peer may close here."""
+        return not self._tail and self._start == self._end and self._receive is None
+
+    def detach(self, owner: object) -> bool:
+        """Stop placing into `owner`'s memory. True where a segment was on its way into it."""
+        if not any(view.obj is owner for view in self._placed):
+            return False
+        self._dest, self._placed = [], []
+        return True
+
+    def flush(self, vendor_err: int) -> None:
+        """Complete every receive that is left with WR_FLUSH_ERR."""
+        self._dest, self._placed = [], []
+        if self._receive is not None:
+            self.rq.appendleft((self._receive.wr_id, ()))
+            self._receive = None
+        while self.rq:
+            wr_id, _ = self.rq.popleft()
+            wc = WC(wr_id, WcStatus.WR_FLUSH_ERR, WC_RECV, 0, self._qp_num, vendor_err)
+            self._complete(wc, False)
+
+    def _compact(self) -> None:
+        left = self._end - self._start
+        self._mv[:left] = bytes(self._mv[self._start : self._end])
+        self._start, self._end = 0, left
+
+    # -- small FPDUs, whole in the buffer ------------------------------------------------------
+
+    def _parse(self) -> None:
+        """Take every FPDU that is whole in the buffer; begin direct placement of a large one."""
+        buf, mv, pd, crc = self._buf, self._mv, self._pd, self.crc
+        regions = self._table.regions
+        start, end = self._start, self._end
+        staged = fpdus = 0
+        try:
+            while True:
+                available = end - start
+                if available < _PREFIX_LEN:
+                    self._need, self._lookahead = _PREFIX_LEN - available, 0
+                    break
+                ulpdu, ctl, op, stag, to = _PREFIX.unpack_from(buf, start)
+                size = (ulpdu + 9) & ~3
+                if available < size:
+                    if size - available >= DIRECT_MIN:
+                        self._start = start
+                        self._begin_direct(ulpdu, ctl)
+                        start, end = self._start, self._end
+                        break
+                    self._need, self._lookahead = size - available, _PREFIX_LEN
+                    break
+                crc_at = start + size - 4
+                if crc and crc32c(mv[start:crc_at]) != CRC_FIELD.unpack_from(buf, crc_at)[0]:
+                    self._crc_error(start, ulpdu)
+                length = ulpdu - ddp.TAGGED_LEN
+                if op == _OP_WRITE and ctl & _CTL_MASK == _CTL_TAGGED and length >= 0:
+                    if length:
+                        region = regions.get(stag)
+                        if (
+                            region is not None
+                            and region.pd == pd
+                            and region.access & ACCESS_REMOTE_WRITE
+                            and (at := to - region.base) >= 0
+                            and at + length <= region.length
+                        ):
+                            payload = start + _PREFIX_LEN
+                            region.view[at : at + length] = mv[payload : payload + length]
+                            staged += length
+                        else:
+                            self._note(start, ulpdu)
+                            self._table.write_target(stag, pd, to, length)
+                else:
+                    self._whole_segment(start, ulpdu)
+                fpdus += 1
+                start += size
+                if self.terminate is not None:
+                    break
+        finally:
+            self._counters.staged_bytes += staged
+            self._counters.rx_fpdus += fpdus
+        if start == end and not self._tail:
+            start = end = 0
+        self._start, self._end = start, end
+        self._shift(fpdus)
+
+    def _shift(self, fpdus: int) -> None:
+        """Choose the gear after `fpdus` small FPDUs."""
+        if self._tail:
+            self._ahead = self._run = 0
+        elif not self._ahead:
+            self._run += fpdus
+            if self._run >= SMALL_RUN:
+                self._ahead = _AHEAD_FIRST
+
+    def _whole_segment(self, start: int, ulpdu: int) -> None:
+        """Place and deliver the segment of the FPDU at `start` of the buffer."""
+        at = start + mpa.LENGTH_LEN
+        header = self._parse_header(at, ulpdu)
+        self._note(start, ulpdu)
+        length = ulpdu - len(header)
+        payload = self._mv[at + len(header) : at + ulpdu]
+        position = 0
+        for view in self._admit(header, length, payload):
+            view[:] = payload[position : position + len(view)]
+            position += len(view)
+        self._counters.staged_bytes += position
+        self._deliver(header, payload)
+
+    def _parse_header(self, at: int, ulpdu: int) -> ddp.Tagged | ddp.Untagged:
+        try:
+            return ddp.parse(self._mv[at : at + min(ulpdu, ddp.UNTAGGED_LEN)])
+        except WireError as exc:
+            raise _mpa_error(mpa.E_MARKER, f"ULPDU of {ulpdu} octets: {exc}") from exc
+
+    def _note(self, start: int, ulpdu: int) -> None:
+        """Remember the segment's header: a Terminate quotes it."""
+        at = start + mpa.LENGTH_LEN
+        tagged = bool(self._buf[at] & ddp.T_FLAG)
+        size = ddp.TAGGED_LEN if tagged else ddp.UNTAGGED_LEN
+        if ulpdu < size:
+            self.segment = None
+            return
+        if not tagged and self._buf[at + 1] & rdmap.OPCODE_MASK == rdmap.Opcode.READ_REQUEST:
+            size += rdmap.READ_REQUEST_LEN
+        self.segment = (bytes(self._buf[at : at + min(size, ulpdu)]), ulpdu)
+
+    def _crc_error(self, start: int, ulpdu: int) -> None:
+        self.segment = None
+        self._counters.crc_errors += 1
+        raise _mpa_error(mpa.E_CRC, "CRC32C of an FPDU is wrong")
+
+    # -- large FPDUs, placed directly ----------------------------------------------------------
+
+    def _begin_direct(self, ulpdu: int, ctl: int) -> None:
+        """Check the large segment whose header is at the buffer's start, and aim at its memory."""
+        tagged = bool(ctl & ddp.T_FLAG)
+        prefix = _PREFIX_LEN if tagged else _UNTAGGED_PREFIX_LEN
+        available = self._end - self._start
+        if available < prefix:
+            self._need, self._lookahead = prefix - available, 0
+            return
+        at = self._start + mpa.LENGTH_LEN
+        header = self._parse_header(at, ulpdu)
+        self._note(self._start, ulpdu)
+        length = ulpdu - len(header)
+        self._header = bytes(self._mv[self._start : self._start + prefix])
+        early = bytes(self._mv[self._start + prefix : self._end])
+        self._placed = list(self._admit(header, length, None))
+        self._dest = list(self._placed)
+        self._start = self._end = 0
+        self._tail = mpa.pad_len(ulpdu) + mpa.CRC_LEN
+        if early:
+            self._counters.staged_bytes += len(early)
+            self._counters.placed_bytes -= len(early)
+            position = 0
+            for view in self._placed:
+                part = early[position : position + len(view)]
+                view[: len(part)] = part
+                position += len(part)
+            self._advance_direct(len(early))
+
+    def _advance_direct(self, octets: int) -> int:
+        """Count `octets` as placed; give back those that lie behind the payload."""
+        dest = self._dest
+        while dest and octets:
+            size = len(dest[0])
+            if octets < size:
+                dest[0] = dest[0][octets:]
+                self._counters.placed_bytes += octets
+                return 0
+            self._counters.placed_bytes += size
+            octets -= size
+            del dest[0]
+        return octets
+
+    def _finish_direct(self) -> None:
+        """The payload and its trailer are here: check the CRC, deliver."""
+        if self.crc:
+            value = crc32c(self._header)
+            for view in self._placed:
+                value = crc32c(view, value)
+            value = crc32c(self._mv[: self._tail - mpa.CRC_LEN], value)
+            if value != CRC_FIELD.unpack_from(self._buf, self._tail - mpa.CRC_LEN)[0]:
+                self._placed = []
+                self._crc_error(0, 0)
+        self._start = self._tail
+        self._tail = 0
+        self._placed = []
+        self._counters.rx_fpdus += 1
+        self._deliver(ddp.parse(self._header, mpa.LENGTH_LEN), self._mv[:0])
+
+    # -- checks before placement ---------------------------------------------------------------
+
+    def _admit(
+        self, header: ddp.Tagged | ddp.Untagged, length: int, payload: memoryview | None
+    ) -> list[memoryview]:
+        """Where the segment's payload goes. Raises ProtocolError where it may go nowhere.
+
+        `payload` is None for a segment that will be placed directly: one that carries a header of
+        RDMAP's own (a Read Request, a Terminate) is never that large.
+        """
+        opcode = rdmap.parse_control(header.ulp)
+        if isinstance(header, ddp.Tagged):
+            if opcode is rdmap.Opcode.WRITE:
+                if not length:
+                    return []
+                return [self._table.write_target(header.stag, self._pd, header.to, length)]
+            if opcode is rdmap.Opcode.READ_RESPONSE:
+                return self._admit_response(header, length)
+            raise _unexpected(opcode, "in a tagged segment")
+        if header.qn == rdmap.QN_SEND and opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
+            return self._admit_send(header, length)
+        if payload is None and header.qn in (rdmap.QN_READ_REQUEST, rdmap.QN_TERMINATE):
+            raise _untagged_error(ddp.U_TOO_LONG, f"{opcode.name} of {length} octets")
+        if header.qn == rdmap.QN_READ_REQUEST and opcode is rdmap.Opcode.READ_REQUEST:
+            self._admit_request(header, length)
+        elif header.qn == rdmap.QN_TERMINATE and opcode is rdmap.Opcode.TERMINATE:
+            if length > _MAX_TERMINATE:
+                raise _untagged_error(ddp.U_TOO_LONG, f"Terminate of {length} octets")
+        elif header.qn > rdmap.QN_TERMINATE:
+            raise _untagged_error(ddp.U_INVALID_QN, f"queue number {header.qn}")
+        else:
+            raise _unexpected(opcode, f"on queue {header.qn}")
+        return []
+
+    def _admit_send(self, header: ddp.Untagged, length: int) -> list[memoryview]:
+        if header.msn != self._receive_msn:
+            raise _untagged_error(ddp.U_MSN_RANGE, f"Send with MSN {header.msn}")
+        receive = self._receive
+        if receive is None:
+            if header.mo:
+                raise _untagged_error(ddp.U_INVALID_MO, f"Send begins at MO {header.mo}")
+            if not self.rq:
+                raise _untagged_error(ddp.U_NO_BUFFER, "Send without a posted receive")
+            receive = self._receive = _Receive(self.rq.popleft())
+        elif header.mo != receive.placed:
+            raise _untagged_error(
+                ddp.U_INVALID_MO, f"Send at MO {header.mo} instead of {receive.placed}"
+            )
+        if receive.placed + length > receive.capacity:
+            self._fail_receive(WcStatus.LOC_LEN_ERR)
+            raise _untagged_error(
+                ddp.U_TOO_LONG, f"Send is longer than the {receive.capacity} octets posted"
+            )
+        try:
+            return list(self._scatter(receive, length))
+        except LocalProtectionError as exc:
+            self._fail_receive(WcStatus.LOC_PROT_ERR)
+            raise ProtocolError(
+                rdmap.LAYER_RDMAP, rdmap.ETYPE_CATASTROPHIC, 0, f"posted receive: {exc}"
+            ) from exc
+
+    def _scatter(self, receive: _Receive, length: int) -> Iterator[memoryview]:
+        skip = receive.placed
+        for addr, size, lkey in receive.sges:
+            if skip >= size:
+                skip -= size
+                continue
+            take = min(size - skip, length)
+            if not take:
+                return
+            yield self._table.local_view(lkey, self._pd, addr + skip, take, ACCESS_LOCAL_WRITE)
+            length -= take
+            skip = 0
+
+    def _fail_receive(self, status: WcStatus) -> None:
+        if self._receive is not None:
+            wc = WC(self._receive.wr_id, status, WC_RECV, 0, self._qp_num)
+            self._receive = None
+            self._complete(wc, False)
+
+    def _admit_request(self, header: ddp.Untagged, length: int) -> None:
+        if header.msn != self._request_msn:
+            raise _untagged_error(ddp.U_MSN_RANGE, f"Read Request with MSN {header.msn}")
+        if header.mo or not header.last or length != rdmap.READ_REQUEST_LEN:
+            raise _untagged_error(ddp.U_INVALID_MO, "Read Request isn't one segment of its size")
+        if len(self._tx.responses) >= self.ird:
+            raise _untagged_error(ddp.U_NO_BUFFER, f"more Read Requests than IRD {self.ird}")
+
+    def _admit_response(self, header: ddp.Tagged, length: int) -> list[memoryview]:
+        if not self._tx.reads:
+            raise _unexpected(rdmap.Opcode.READ_RESPONSE, "without a Read Request")
+        read = self._tx.reads[0]
+        if read.length and header.stag != read.lkey:
+            raise _tagged_error(ddp.T_INVALID_STAG, f"Read Response to STag {header.stag:#010x}")
+        left = read.length - read.placed
+        if read.length and header.to != read.addr + read.placed:
+            raise _tagged_error(ddp.T_BASE_BOUNDS, "Read Response at another offset than asked")
+        if length > left or header.last != (length == left):
+            raise _tagged_error(ddp.T_BASE_BOUNDS, f"Read Response: {length} octets of {left}")
+        if not length:
+            return []
+        try:
+            at = read.addr + read.placed
+            view = self._table.local_view(read.lkey, self._pd, at, length, ACCESS_LOCAL_WRITE)
+        except LocalProtectionError as exc:
+            raise _tagged_error(ddp.T_INVALID_STAG, f"Read Response: {exc}") from exc
+        return [view]
+
+    # -- after placement -----------------------------------------------------------------------
+
+    def _deliver(self, header: ddp.Tagged | ddp.Untagged, payload: memoryview) -> None:
+        """The segment is placed: advance its message, complete what is done."""
+        opcode = rdmap.parse_control(header.ulp)
+        if opcode is rdmap.Opcode.READ_RESPONSE:
+            assert isinstance(header, ddp.Tagged)
+            self._deliver_response(header)
+        elif isinstance(header, ddp.Untagged):
+            if opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
+                self._deliver_send(header, opcode is rdmap.Opcode.SEND_SE)
+            elif opcode is rdmap.Opcode.READ_REQUEST:
+                self._deliver_request(payload)
+            else:
+                self._deliver_terminate(payload)
+
+    def _deliver_send(self, header: ddp.Untagged, solicited: bool) -> None:
+        receive = self._receive
+        assert receive is not None
+        receive.placed = self._message_position(header, receive)
+        if not header.last:
+            return
+        self._receive = None
+        self._receive_msn = (self._receive_msn + 1) & _MSN_MASK
+        wc = WC(receive.wr_id, WcStatus.SUCCESS, WC_RECV, receive.placed, self._qp_num)
+        self._complete(wc, solicited)
+
+    def _message_position(self, header: ddp.Untagged, receive: _Receive) -> int:
+        assert self.segment is not None
+        return header.mo + self.segment[1] - ddp.UNTAGGED_LEN
+
+    def _deliver_response(self, header: ddp.Tagged) -> None:
+        read = self._tx.reads[0]
+        assert self.segment is not None
+        read.placed += self.segment[1] - ddp.TAGGED_LEN
+        if header.last:
+            self._tx.reads.popleft()
+            read.done = True
+            self._tx.complete_ready()
+
+    def _deliver_request(self, payload: memoryview) -> None:
+        request = rdmap.ReadRequest.parse(payload)
+        if request.size:
+            self._table.read_source(request.source_stag, self._pd, request.source_to, request.size)
+        self._request_msn = (self._request_msn + 1) & _MSN_MASK
+        self._tx.responses.append(request)
+
+    def _deliver_terminate(self, payload: memoryview) -> None:
+        self._counters.terminates_received += 1
+        try:
+            self.terminate = rdmap.Terminate.parse(payload)
+        except WireError:
+            # A Terminate that can't be read still ends the stream: with no cause to tell.
+            self.terminate = rdmap.Terminate(
+                rdmap.LAYER_RDMAP, rdmap.ETYPE_OPERATION, rdmap.O_UNSPECIFIED
+            )
+
+
+def _mpa_error(code: int, detail: str) -> ProtocolError:
+    return ProtocolError(mpa.LAYER_LLP, mpa.ETYPE_MPA, code, detail)
+
+
+def _tagged_error(code: int, detail: str) -> ProtocolError:
+    return ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_TAGGED, code, detail)
+
+
+def _untagged_error(code: int, detail: str) -> ProtocolError:
+    return ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_UNTAGGED, code, detail)
+
+
+def _unexpected(opcode: rdmap.Opcode, where: str) -> ProtocolError:
+    return ProtocolError(
+        rdmap.LAYER_RDMAP,
+        rdmap.ETYPE_OPERATION,
+        rdmap.O_UNEXPECTED_OPCODE,
+        f"{opcode.name} {where}",
+    )

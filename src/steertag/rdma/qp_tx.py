@@ -1,0 +1,491 @@
+"""The sending half of a queue pair: work requests in, FPDUs out (Linux: siw_qp_tx.c).
+
+A frame leaves as parts (header, views of registered memory, trailer) that one `sendmsg` gathers;
+payload is not copied. Only where parts are small are they joined, since a copy of a few octets
+costs less than an entry of a scatter/gather list.
+
+Order: requests are emitted in the order they were posted and complete in that order. Read
+Responses that the peer asked for take turns with them, a message each.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from steertag.rdma.constants import (
+    ACCESS_LOCAL_WRITE,
+    SEND_FENCE,
+    SEND_SIGNALED,
+    SEND_SOLICITED,
+    WC_OF_WR,
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+    WcStatus,
+)
+from steertag.rdma.counters import Counters
+from steertag.rdma.cq import WC
+from steertag.rdma.memory import LocalProtectionError, StagTable
+from steertag.wire import ddp, rdmap
+from steertag.wire.crc32c import CRC_FIELD, crc32c
+from steertag.wire.mpa import MAX_ULPDU
+
+Buffer = bytes | bytearray | memoryview
+Sges = tuple[tuple[int, int, int], ...]
+# wr_id, opcode, flags, rkey, remote address, octets, local memory.
+Wqe = tuple[int, int, int, int, int, int, Sges]
+
+GATHER_OCTETS: Final = 1 << 20
+"""Octets emitted at most for one call to the stream: enough that its cost is spread thin."""
+MAX_PARTS: Final = 960
+"""Parts for one call: below Linux's IOV_MAX of 1024, with room for the last FPDU's."""
+_JOIN_BELOW: Final = 512
+"""Mean part size under which parts are joined into one buffer."""
+
+_TAGGED: Final = struct.Struct("!HBBIQ")
+_UNTAGGED: Final = struct.Struct("!HBBIIII")
+_CTL_TAGGED: Final = ddp.T_FLAG | ddp.VERSION
+_CTL_TAGGED_LAST: Final = _CTL_TAGGED | ddp.L_FLAG
+_CTL_UNTAGGED: Final = ddp.VERSION
+_CTL_UNTAGGED_LAST: Final = _CTL_UNTAGGED | ddp.L_FLAG
+_OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
+_OP_READ_RESPONSE: Final = rdmap.control(rdmap.Opcode.READ_RESPONSE)
+_OP_READ_REQUEST: Final = rdmap.control(rdmap.Opcode.READ_REQUEST)
+_OP_SEND: Final = rdmap.control(rdmap.Opcode.SEND)
+_OP_SEND_SE: Final = rdmap.control(rdmap.Opcode.SEND_SE)
+_OP_TERMINATE: Final = rdmap.control(rdmap.Opcode.TERMINATE)
+_PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
+_NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
+_MSN_MASK: Final = 0xFFFFFFFF
+
+
+class PendingRead:
+    """An RDMA Read of ours that waits for its Read Response."""
+
+    __slots__ = ("addr", "done", "length", "lkey", "placed")
+
+    def __init__(self, lkey: int, addr: int, length: int) -> None:
+        self.lkey = lkey
+        self.addr = addr
+        self.length = length
+        self.placed = 0
+        self.done = False
+
+
+# Stream position behind its last octet, wr_id, opcode, flags, octets, read, status.
+_Unfinished = tuple[int, int, int, int, int, PendingRead | None, WcStatus]
+
+
+class _Message:
+    """A message that is being cut into segments."""
+
+    __slots__ = ("control", "done", "msn", "position", "response", "sges", "stag", "to", "wqe")
+
+    def __init__(
+        self,
+        control: int,
+        *,
+        wqe: Wqe | None = None,
+        response: rdmap.ReadRequest | None = None,
+        stag: int = 0,
+        to: int = 0,
+        msn: int | None = None,
+        sges: Sges = (),
+    ) -> None:
+        self.control = control
+        self.wqe = wqe
+        self.response = response
+        self.stag = stag
+        self.to = to
+        self.msn = msn
+        self.sges = sges
+        self.position = 0
+
+
+class Transmitter:
+    """Args:
+    qp_num: number of the queue pair, for completions.
+    pd: its protection domain.
+    table: the RNIC's regions.
+    complete: takes each completion of a work request.
+    local_fault: called when a request names local memory that it may not touch.
+    counters: where to count.
+    """
+
+    def __init__(
+        self,
+        qp_num: int,
+        pd: int,
+        table: StagTable,
+        complete: Callable[[WC], None],
+        local_fault: Callable[[LocalProtectionError], None],
+        counters: Counters,
+    ) -> None:
+        self._qp_num = qp_num
+        self._pd = pd
+        self._table = table
+        self._complete = complete
+        self._local_fault = local_fault
+        self._counters = counters
+        self.crc = True
+        self.held = False
+        self.ord = 0
+        self.max_ulpdu = MAX_ULPDU - 1
+        self.sq: deque[Wqe] = deque()
+        self.responses: deque[rdmap.ReadRequest] = deque()
+        self.reads: deque[PendingRead] = deque()
+        self._unfinished: deque[_Unfinished] = deque()
+        self._message: _Message | None = None
+        self._terminate: bytes | None = None
+        self._response_last = False
+        self._send_msn = 1
+        self._read_msn = 1
+        self._parts: list[Buffer] = []
+        self._part_octets = 0
+        self._emitted = 0
+        self._sent = 0
+
+    # -- what the application posts ------------------------------------------------------------
+
+    def depth(self) -> int:
+        """Requests posted and not completed."""
+        current = self._message is not None and self._message.wqe is not None
+        return len(self.sq) + len(self._unfinished) + current
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to send, and no Read Response is waited for."""
+        return self._sent == self._emitted and not self.pending() and not self.reads
+
+    # -- what goes to the stream ---------------------------------------------------------------
+
+    def pending(self) -> bool:
+        """Whether `data_to_send` would give something."""
+        if self._parts or self._terminate is not None:
+            return True
+        if self.held:
+            return False
+        if self._message is not None or self.responses:
+            return True
+        return bool(self.sq) and not self._stalled(self.sq[0])
+
+    def data_to_send(self) -> list[Buffer]:
+        """The parts that the next `sendmsg` gathers: the same until `sent` takes from them."""
+        if not self._parts:
+            self._gather()
+        return self._parts
+
+    def sent(self, octets: int) -> None:
+        """The stream took `octets` of what `data_to_send` gave."""
+        self._sent += octets
+        self._counters.tx_bytes += octets
+        parts = self._parts
+        if octets == self._part_octets:
+            self._parts = []
+            self._part_octets = 0
+        else:
+            self._part_octets -= octets
+            whole = 0
+            while octets >= len(parts[whole]):
+                octets -= len(parts[whole])
+                whole += 1
+            del parts[:whole]
+            parts[0] = memoryview(parts[0])[octets:]
+        self.complete_ready()
+
+    def complete_ready(self) -> None:
+        """Complete, in order, the requests that are done."""
+        unfinished, sent = self._unfinished, self._sent
+        while unfinished:
+            end, wr_id, opcode, flags, length, read, status = unfinished[0]
+            if end > sent or (read is not None and not read.done):
+                return
+            unfinished.popleft()
+            if flags & SEND_SIGNALED or status is not WcStatus.SUCCESS:
+                self._complete(WC(wr_id, status, WC_OF_WR[opcode], length, self._qp_num))
+
+    def flush(self, read_status: WcStatus, vendor_err: int) -> None:
+        """Complete every request that is left: the stream is gone.
+
+        What was handed to the stream whole keeps its own status; the oldest Read that waits for
+        its response gets `read_status`, everything else WR_FLUSH_ERR.
+        """
+        if self._message is not None and self._message.wqe is not None:
+            self.sq.appendleft(self._message.wqe)
+        self._message = None
+        self.complete_ready()
+        for end, wr_id, opcode, flags, length, read, status in self._unfinished:
+            done = end <= self._sent and (read is None or read.done)
+            if not done and status is WcStatus.SUCCESS:
+                status = WcStatus.WR_FLUSH_ERR
+                if read is not None:
+                    status, read_status = read_status, WcStatus.WR_FLUSH_ERR
+            if flags & SEND_SIGNALED or status is not WcStatus.SUCCESS:
+                wc = WC(wr_id, status, WC_OF_WR[opcode], length, self._qp_num, vendor_err)
+                self._complete(wc)
+        self._unfinished.clear()
+        for wr_id, opcode, _, _, _, _, _ in self.sq:
+            wc = WC(wr_id, WcStatus.WR_FLUSH_ERR, WC_OF_WR[opcode], 0, self._qp_num, vendor_err)
+            self._complete(wc)
+        self.sq.clear()
+        self.reads.clear()
+        self.responses.clear()
+        self._parts = []
+        self._part_octets = 0
+        self._terminate = None
+
+    def terminate(self, payload: bytes) -> None:
+        """Send a Terminate behind what is already framed, and nothing after it."""
+        if self._terminate is None:
+            self._terminate = payload
+            self.responses.clear()
+
+    def forget_message(self) -> None:
+        """Give up the message that is being cut: its request is flushed with those behind it."""
+        if self._message is not None and self._message.wqe is not None:
+            self.sq.appendleft(self._message.wqe)
+        self._message = None
+
+    def detach(self, owner: object) -> None:
+        """Replace views of `owner`'s memory among the parts by copies: it is being deregistered."""
+        self._parts = [
+            bytes(part) if isinstance(part, memoryview) and part.obj is owner else part
+            for part in self._parts
+        ]
+
+    # -- emission ------------------------------------------------------------------------------
+
+    def _stalled(self, wqe: Wqe) -> bool:
+        if wqe[1] == WR_RDMA_READ:
+            return len(self.reads) >= self.ord
+        return bool(wqe[2] & SEND_FENCE) and bool(self.reads)
+
+    def _gather(self) -> None:
+        parts: list[Buffer] = []
+        if not self.held:
+            try:
+                self._gather_messages(parts)
+            except LocalProtectionError as exc:
+                self._local_fault(exc)
+        if self._terminate is not None:
+            header = _UNTAGGED.pack(
+                ddp.UNTAGGED_LEN + len(self._terminate),
+                _CTL_UNTAGGED_LAST,
+                _OP_TERMINATE,
+                0,
+                rdmap.QN_TERMINATE,
+                1,
+                0,
+            )
+            self._frame(parts, header, [memoryview(self._terminate)])
+            self._terminate = None
+            self._counters.terminates_sent += 1
+        octets = sum(map(len, parts))
+        if len(parts) > 1 and octets < _JOIN_BELOW * len(parts):
+            self._counters.staged_bytes += sum(
+                len(part) for part in parts if isinstance(part, memoryview)
+            )
+            parts = [b"".join(parts)]
+        self._parts = parts
+        self._part_octets = octets
+
+    def _gather_messages(self, parts: list[Buffer]) -> None:
+        limit = self._emitted + GATHER_OCTETS
+        while self._emitted < limit and len(parts) < MAX_PARTS and self._terminate is None:
+            if self._message is None and not self._next_message(parts):
+                return
+            if self._message is not None:
+                self._segment(parts, self._message)
+
+    def _next_message(self, parts: list[Buffer]) -> bool:
+        """Begin the next message; those of one small segment are emitted whole right here."""
+        sq = self.sq
+        blocked = not sq or self._stalled(sq[0])
+        if self.responses and (blocked or not self._response_last):
+            request = self.responses.popleft()
+            self._response_last = True
+            self._message = _Message(
+                _OP_READ_RESPONSE, response=request, stag=request.sink_stag, to=request.sink_to
+            )
+            return True
+        if blocked:
+            return False
+        self._response_last = False
+        wqe = sq[0]
+        opcode, length, sges = wqe[1], wqe[5], wqe[6]
+        if opcode == WR_RDMA_WRITE:
+            if len(sges) == 1 and length <= self.max_ulpdu - ddp.TAGGED_LEN:
+                self._whole_write(parts, wqe)
+                return True
+            sq.popleft()
+            self._message = _Message(_OP_WRITE, wqe=wqe, stag=wqe[3], to=wqe[4], sges=sges)
+        elif opcode == WR_RDMA_READ:
+            self._read_request(parts, wqe)
+        else:
+            sq.popleft()
+            control = _OP_SEND_SE if wqe[2] & SEND_SOLICITED else _OP_SEND
+            self._message = _Message(control, wqe=wqe, msn=self._send_msn, sges=sges)
+            self._send_msn = (self._send_msn + 1) & _MSN_MASK
+        return True
+
+    def _whole_write(self, parts: list[Buffer], wqe: Wqe) -> None:
+        """An RDMA Write of one segment, the case that message rate depends on."""
+        wr_id, opcode, flags, rkey, remote_addr, length, ((addr, _, lkey),) = wqe
+        region = self._table.regions.get(lkey)
+        if region is not None and region.pd == self._pd:
+            offset = addr - region.base
+            if offset >= 0 and offset + length <= region.length:
+                view = region.view[offset : offset + length]
+            else:
+                view = self._local(wqe, addr, length, lkey)
+        else:
+            view = self._local(wqe, addr, length, lkey)
+        self.sq.popleft()
+        ulpdu = length + ddp.TAGGED_LEN
+        header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
+        pad = -(ulpdu + 2) & 3
+        if self.crc:
+            value = crc32c(view, crc32c(header))
+            if pad:
+                value = crc32c(_PADS[pad], value)
+                trailer = _PADS[pad] + CRC_FIELD.pack(value)
+            else:
+                trailer = CRC_FIELD.pack(value)
+        else:
+            trailer = _NO_CRC[pad]
+        parts += (header, view, trailer)
+        self._counters.tx_fpdus += 1
+        self._emitted += ulpdu + pad + 6
+        self._unfinished.append(
+            (self._emitted, wr_id, opcode, flags, length, None, WcStatus.SUCCESS)
+        )
+
+    def _local(self, wqe: Wqe, addr: int, length: int, lkey: int, right: int = 0) -> memoryview:
+        """`StagTable.local_view`; on failure `wqe` (still on the queue, or the message) is done."""
+        try:
+            return self._table.local_view(lkey, self._pd, addr, length, right)
+        except LocalProtectionError:
+            if self._message is not None:
+                self._message = None
+            else:
+                self.sq.popleft()
+            wr_id, opcode, flags = wqe[:3]
+            self._unfinished.append(
+                (self._emitted, wr_id, opcode, flags, 0, None, WcStatus.LOC_PROT_ERR)
+            )
+            raise
+
+    def _read_request(self, parts: list[Buffer], wqe: Wqe) -> None:
+        wr_id, opcode, flags, rkey, remote_addr, length, sges = wqe
+        addr, _, lkey = sges[0] if sges else (0, 0, 0)
+        if length:
+            self._local(wqe, addr, length, lkey, ACCESS_LOCAL_WRITE)
+        self.sq.popleft()
+        request = rdmap.ReadRequest(lkey, addr, length, rkey, remote_addr).emit()
+        header = _UNTAGGED.pack(
+            ddp.UNTAGGED_LEN + len(request),
+            _CTL_UNTAGGED_LAST,
+            _OP_READ_REQUEST,
+            0,
+            rdmap.QN_READ_REQUEST,
+            self._read_msn,
+            0,
+        )
+        self._read_msn = (self._read_msn + 1) & _MSN_MASK
+        self._frame(parts, header + request, [])
+        read = PendingRead(lkey, addr, length)
+        self.reads.append(read)
+        self._unfinished.append(
+            (self._emitted, wr_id, opcode, flags, length, read, WcStatus.SUCCESS)
+        )
+
+    def _segment(self, parts: list[Buffer], message: _Message) -> None:
+        """Emit the message's next segment."""
+        msn = message.msn
+        room = self.max_ulpdu - (ddp.TAGGED_LEN if msn is None else ddp.UNTAGGED_LEN)
+        request, wqe = message.response, message.wqe
+        if request is not None:
+            total = request.size
+            size = min(room, total - message.position)
+            views = self._response_views(request, message.position, size)
+        else:
+            assert wqe is not None
+            total = wqe[5]
+            size = min(room, total - message.position)
+            views = self._sge_views(wqe, message, size)
+        last = message.position + size == total
+        if msn is None:
+            header = _TAGGED.pack(
+                size + ddp.TAGGED_LEN,
+                _CTL_TAGGED_LAST if last else _CTL_TAGGED,
+                message.control,
+                message.stag,
+                message.to + message.position,
+            )
+        else:
+            header = _UNTAGGED.pack(
+                size + ddp.UNTAGGED_LEN,
+                _CTL_UNTAGGED_LAST if last else _CTL_UNTAGGED,
+                message.control,
+                0,
+                rdmap.QN_SEND,
+                msn,
+                message.position,
+            )
+        self._frame(parts, header, views)
+        message.position += size
+        if last:
+            self._message = None
+            if wqe is not None:
+                wr_id, opcode, flags = wqe[:3]
+                self._unfinished.append(
+                    (self._emitted, wr_id, opcode, flags, total, None, WcStatus.SUCCESS)
+                )
+
+    def _response_views(
+        self, request: rdmap.ReadRequest, position: int, size: int
+    ) -> list[memoryview]:
+        if not size:
+            return []
+        # Checked again for every segment: the region may have been deregistered meanwhile.
+        region = self._table.regions.get(request.source_stag)
+        if region is None or region.pd != self._pd:
+            self._message = None
+            raise LocalProtectionError("the source of a Read Response was deregistered")
+        offset = request.source_to - region.base + position
+        return [region.view[offset : offset + size]]
+
+    def _sge_views(self, wqe: Wqe, message: _Message, size: int) -> list[memoryview]:
+        """`size` octets of the request's gather list from the message's position on."""
+        views: list[memoryview] = []
+        skip = message.position
+        for addr, length, lkey in message.sges:
+            if skip >= length:
+                skip -= length
+                continue
+            take = min(length - skip, size)
+            if not take:
+                break
+            views.append(self._local(wqe, addr + skip, take, lkey))
+            size -= take
+            skip = 0
+        return views
+
+    def _frame(self, parts: list[Buffer], header: bytes, payload: list[memoryview]) -> None:
+        """Append the FPDU of `header` (its MPA length included) and `payload`."""
+        size = len(header) + sum(map(len, payload))
+        pad = -size & 3
+        if self.crc:
+            value = crc32c(header)
+            for view in payload:
+                value = crc32c(view, value)
+            trailer = _PADS[pad] + CRC_FIELD.pack(crc32c(_PADS[pad], value) if pad else value)
+        else:
+            trailer = _NO_CRC[pad]
+        parts.append(header)
+        parts += payload
+        parts.append(trailer)
+        self._counters.tx_fpdus += 1
+        self._emitted += size + pad + 4
