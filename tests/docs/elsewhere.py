@@ -1,0 +1,26 @@
+"""Commands in the documentation that another test, or the CI script, runs.
+
+The key is the command as the page shows it; the value is `path::test` or `path: text in it`. A
+command that is not here is run by `test_pages.py`, as the page has it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ELSEWHERE: Final[dict[str, str]] = {
+    "pip install uv": ".ci/run: pip install",
+    "pip install uv && uv run stag demo": ".ci/run: step demo uv run stag demo",
+    "pip install uv && uv run pytest": ".ci/run: step tests uv run pytest",
+    "uv run pytest": ".ci/run: step tests uv run pytest",
+    "uv run ruff check": ".ci/run: step lint uv run ruff check",
+    "uv run ruff format --check": ".ci/run: step format uv run ruff format --check",
+    "uv run mypy": ".ci/run: step types uv run mypy",
+    "uv run lint-imports": ".ci/run: step imports uv run lint-imports",
+    "uv run --group docs mkdocs build --strict": (
+        ".ci/run: step docs uv run --group docs mkdocs build --strict"
+    ),
+    "uv run --group docs towncrier build --draft": (
+        ".ci/run: step changelog uv run --group docs towncrier build --draft"
+    ),
+}

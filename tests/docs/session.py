@@ -1,0 +1,82 @@
+"""Runs the commands of a page as a reader would: in order, in one directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+TIMEOUT: Final = 120
+_SERVER: Final = re.compile(r"^stag serve\b(?!.*--help)")
+
+
+class Session:
+    """A shell session in `directory`; servers started in it run until it is closed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._servers: list[subprocess.Popen[str]] = []
+        # The environment that the tests run in is the one that `uv run` would use.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._environment = {**os.environ, "PATH": path, "HOME": str(directory)}
+
+    def run(self, command: str) -> None:
+        """Run one command line; AssertionError if it fails."""
+        command = re.sub(r"\buv run (?=stag|python)", "", command)
+        if _SERVER.match(command):
+            self._serve(command)
+            return
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=self._directory,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def _serve(self, command: str) -> None:
+        """Start a server and wait until it says where it listens."""
+        server = subprocess.Popen(
+            ["sh", "-c", f"exec {command}"],
+            cwd=self._directory,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._servers.append(server)
+        assert server.stdout is not None
+        said = ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(server.stdout, selectors.EVENT_READ)
+            while "stag://" not in said:
+                assert selector.select(TIMEOUT), f"{command}: silent; so far {said!r}"
+                line = server.stdout.readline()
+                assert line, f"{command}: ended; it said {said!r}"
+                said += line
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.terminate()
+            server.communicate(timeout=TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
