@@ -1,0 +1,137 @@
+"""The part of a transfer that is the same at a client and at a server: one sends, one receives.
+
+`Sending` and `Receiving` each run one attempt over one path on a control connection on which the
+request has been agreed. They raise PathFailed when another path may help and TransferError when
+nothing will; the peer has been told by then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from steertag.transfer import tcp
+from steertag.transfer.auth import same
+from steertag.transfer.control import Control
+from steertag.transfer.digest import new_digest
+from steertag.transfer.errors import ExitCode, TransferError
+from steertag.transfer.names import escape
+from steertag.transfer.paths import PathName
+from steertag.transfer.progress import Progress
+from steertag.transfer.protocol import Done, Result
+from steertag.transfer.report import Meter, Side
+from steertag.transfer.store import Sink, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An attempt that went well: see `TransferReport` for the fields."""
+
+    seconds: float
+    sync_s: float
+    own: Side
+    peer: Side
+    digest: bytes
+
+
+@contextmanager
+def _telling(control: Control) -> Iterator[None]:
+    """Tell the peer of a failure on this side before raising it."""
+    try:
+        yield
+    except TransferError as error:
+        control.tell(error)
+        raise
+
+
+class Sending:
+    """Sends `source` to whoever is at the other end of `control`."""
+
+    def __init__(
+        self, control: Control, source: Source, digest: str, meter: Meter, progress: Progress
+    ) -> None:
+        self._control = control
+        self._source = source
+        self._digest = digest
+        self._meter = meter
+        self._progress = progress
+
+    def run(self, path: PathName) -> Outcome:
+        """One attempt over `path`."""
+        with _telling(self._control):
+            hasher = new_digest(self._digest)
+            send = tcp.send_buffered if path is PathName.TCP_BUFFERED else tcp.send_sendfile
+            send(self._control, self._source, hasher, self._meter, self._progress.moved)
+            self._source.check_unchanged()
+            return self._finish(hasher.digest())
+
+    def _finish(self, digest: bytes) -> Outcome:
+        own = self._meter.side()
+        self._control.send(
+            Done(self._control.serial, digest, own.cpu_s, own.syscalls, own.staged_bytes)
+        )
+        self._progress.syncing()
+        result = self._control.expect(Result)
+        peer = Side(result.cpu_s, result.syscalls, result.staged_bytes)
+        seconds = max(self._meter.elapsed - result.sync_s, 0.0)
+        return Outcome(seconds, result.sync_s, own, peer, digest)
+
+
+class Receiving:
+    """Receives into `sink` from whoever is at the other end of `control`."""
+
+    def __init__(
+        self,
+        control: Control,
+        sink: Sink,
+        attributes: tuple[int, int],
+        digest: str,
+        meter: Meter,
+        progress: Progress,
+    ) -> None:
+        self._control = control
+        self._sink = sink
+        self._mode, self._mtime_ns = attributes
+        self._digest = digest
+        self._meter = meter
+        self._progress = progress
+
+    def run(self, path: PathName) -> Outcome:
+        """One attempt over `path`."""
+        with _telling(self._control):
+            hasher = new_digest(self._digest)
+            buffered = path is PathName.TCP_BUFFERED
+            step = tcp.BUFFERED_STEP if buffered else tcp.SENDFILE_STEP
+            args = (hasher, self._meter, self._progress.moved)
+            tcp.receive(self._control, self._sink, step, *args)
+            return self._finish(hasher.digest())
+
+    def _finish(self, digest: bytes) -> Outcome:
+        done = self._control.expect(Done)
+        if not same(done.digest, digest):
+            raise TransferError(
+                ExitCode.DIGEST_MISMATCH,
+                f"{escape(self._sink.name)}: what arrived is not what was sent "
+                f"({self._digest} {digest.hex()}, sender {done.digest.hex()}); "
+                "nothing was replaced, try again",
+            )
+        own = self._meter.side()
+        seconds = self._meter.elapsed
+        self._progress.syncing()
+        begin = time.perf_counter()
+        self._sink.commit(self._mode, self._mtime_ns)
+        sync_s = time.perf_counter() - begin
+        self._control.send(
+            Result(
+                serial=self._control.serial,
+                digest=digest,
+                cpu_s=own.cpu_s,
+                syscalls=own.syscalls,
+                staged_bytes=own.staged_bytes,
+                sync_s=sync_s,
+            )
+        )
+        peer = Side(done.cpu_s, done.syscalls, done.staged_bytes)
+        return Outcome(seconds, sync_s, own, peer, digest)
