@@ -41,7 +41,7 @@ class Segment:
     def emitted(self, *, crc: bool) -> bytes:
         """The FPDU as our emitters make it from the parsed headers.
 
-        PAD is to be sent as zero (RFC 5044 section 4.3), and our emitter does so; siw now and then
+        PAD is to be sent as zero (RFC 5044 section 4.1), and our emitter does so; siw now and then
         sends what happened to be in its buffer. Such a PAD is put in place of the zeros.
         """
         body = self.body if isinstance(self.body, bytes) else self.body.emit()

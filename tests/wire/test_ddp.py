@@ -53,7 +53,7 @@ def test_a_header_is_emitted_as_it_was_read(name: str) -> None:
 @pytest.mark.parametrize("version", [0, 2, 3])
 @pytest.mark.parametrize(
     ("flags", "etype", "code"),
-    # RFC 5041 section 8.2: tagged errors are type 1, untagged ones type 2.
+    # RFC 5041 section 7.2: tagged errors are type 1, untagged ones type 2.
     [(0xC0, 1, 0x04), (0x40, 2, 0x06)],
 )
 def test_another_version_names_its_terminate_codes(
