@@ -1,0 +1,77 @@
+"""`struct msghdr`: one call's worth of data, address and ancillary data (linux/socket.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from steertag.family.skbuff import Buffer
+
+# Whatever form a family's addresses have: a tuple, a path, octets.
+Address: TypeAlias = object
+Ancillary: TypeAlias = tuple[int, int, Buffer]
+
+
+class MsgHdr:
+    """Arguments and results of sendmsg and recvmsg.
+
+    Attributes:
+        msg_name: destination, or after recvmsg the source; None for none.
+        msg_iov: the octets to send, or the writable places to fill, in order.
+        msg_control: ancillary data `(level, type, data)`.
+        msg_controllen: octets of ancillary data that the receiver has room for.
+        msg_flags: MSG_* of the call, or after recvmsg what happened (MSG_TRUNC, ...).
+    """
+
+    __slots__ = ("msg_control", "msg_controllen", "msg_flags", "msg_iov", "msg_name")
+
+    def __init__(
+        self,
+        iov: Sequence[memoryview],
+        *,
+        name: Address = None,
+        control: Sequence[Ancillary] = (),
+        controllen: int = 0,
+        flags: int = 0,
+    ) -> None:
+        self.msg_name = name
+        self.msg_iov = iov
+        self.msg_control: Sequence[Ancillary] = control
+        self.msg_controllen = controllen
+        self.msg_flags = flags
+
+    @property
+    def length(self) -> int:
+        """Octets of data, or of room."""
+        return sum(len(part) for part in self.msg_iov)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """A copy of up to `count` octets of the data from `offset` on (memcpy_from_msg)."""
+        taken: list[memoryview] = []
+        for part in self.msg_iov:
+            if offset >= len(part):
+                offset -= len(part)
+                continue
+            piece = part[offset : offset + count]
+            offset = 0
+            taken.append(piece)
+            count -= len(piece)
+            if not count:
+                break
+        return taken[0].tobytes() if len(taken) == 1 else b"".join(taken)
+
+    def write(self, offset: int, data: Buffer) -> int:
+        """Place `data` from `offset` on; returns how many octets there was room for."""
+        view = memoryview(data)
+        placed = 0
+        for part in self.msg_iov:
+            if offset >= len(part):
+                offset -= len(part)
+                continue
+            count = min(len(part) - offset, len(view) - placed)
+            part[offset : offset + count] = view[placed : placed + count]
+            offset = 0
+            placed += count
+            if placed == len(view):
+                break
+        return placed

@@ -1,0 +1,596 @@
+"""The socket object: the standard library's interface over any family.
+
+A family whose calls all end at the host's socket (`ProtoOps.passthrough`) has its methods bound
+straight to that socket, in the instance, so that nothing lies between. For every other family
+the methods below do what the C library and the kernel's system calls do together: they call the
+family, which never waits, and wait for it on the socket's descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as std
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from operator import attrgetter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
+
+from steertag.errors import os_error
+from steertag.family import net
+from steertag.family.const import SOCK_LINGER, TcpState
+from steertag.family.msg import Address, Ancillary, MsgHdr
+from steertag.family.socket import Socket
+from steertag.family.sockopt import sock_of
+from steertag.family.stack import Stack
+from steertag.runtime.wait import READ, WRITE, deadline_after, wait_fd, wait_until
+from steertag.socket.default import default_stack
+from steertag.socket.file import File
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+T = TypeVar("T")
+_CHUNK: Final = 256 * 1024
+
+# What a passthrough socket's instance takes from the host's socket as it is.
+_BOUND: Final = [
+    "bind",
+    "connect",
+    "connect_ex",
+    "fileno",
+    "get_inheritable",
+    "getblocking",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "gettimeout",
+    "listen",
+    "makefile",
+    "recv",
+    "recv_into",
+    "recvfrom",
+    "recvfrom_into",
+    "recvmsg",
+    "recvmsg_into",
+    "send",
+    "sendall",
+    "sendfile",
+    "sendmsg",
+    "sendmsg_afalg",
+    "sendto",
+    "set_inheritable",
+    "setblocking",
+    "setsockopt",
+    "settimeout",
+    "shutdown",
+]
+_bound_of: Final = attrgetter(*_BOUND)
+
+
+class socket:  # the standard library's name
+    """A socket of any family that `stack` knows; see the standard library's `socket.socket`.
+
+    Args:
+        family, type, proto: as for `Stack.sock_create`; left out, AF_INET and SOCK_STREAM.
+        fileno: take this descriptor over instead: one of the host's, or one that a socket of
+            this process gave with `fileno()` or `detach()`.
+        stack: which Stack it lives in; left out, the default one.
+
+    Beside the standard library's: `disconnect()`, `ioctl()`, and `kernel`, the `Socket` that
+    families see.
+    """
+
+    _native: std.socket | None
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        stack: Stack | None = None,
+    ) -> None:
+        stack = stack if stack is not None else default_stack()
+        if fileno is not None:
+            self._open_fd(stack, fileno, family, type, proto)
+            return
+        self._setup(
+            stack.sock_create(
+                std.AF_INET if family == -1 else family,
+                std.SOCK_STREAM if type == -1 else type,
+                0 if proto == -1 else proto,
+            )
+        )
+        if type != -1 and type & std.SOCK_NONBLOCK:
+            self.setblocking(False)
+
+    def _open_fd(self, stack: Stack, fd: int, family: int, type: int, proto: int) -> None:
+        if fd < 0:
+            raise ValueError("negative file descriptor")
+        file = File.of_fd(stack, fd)
+        if file is None:
+            self._setup(stack.sock_adopt(std.socket(family, type, proto, fileno=fd)))
+            return
+        file.take_fd(fd)
+        self._setup(file.sock, file)
+        self._fd = fd
+
+    @classmethod
+    def _wrap(cls, sock: Socket, file: File | None = None) -> Self:
+        self = cls.__new__(cls)
+        self._setup(sock, file)
+        return self
+
+    def _setup(self, sock: Socket, file: File | None = None) -> None:
+        self.kernel = sock
+        self._io_refs = 0
+        self._closed = False
+        self._fd = -1
+        self._timeout = std.getdefaulttimeout()
+        passthrough = sock.ops.passthrough
+        native = passthrough(sock) if passthrough is not None else None
+        self._native = native
+        if native is not None:
+            self._file = None
+            self.__dict__.update(zip(_BOUND, _bound_of(native), strict=True))
+        else:
+            self._file = file if file is not None else File(sock)
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def family(self) -> int:
+        """The standard library's AddressFamily where it has the number, else the number."""
+        try:
+            return std.AddressFamily(self.kernel.family)
+        except ValueError:
+            return self.kernel.family
+
+    @property
+    def type(self) -> int:
+        try:
+            return std.SocketKind(self.kernel.type)
+        except ValueError:
+            return self.kernel.type
+
+    @property
+    def proto(self) -> int:
+        return self.kernel.protocol
+
+    @property
+    def timeout(self) -> float | None:
+        return self.gettimeout()
+
+    def __repr__(self) -> str:
+        closed = " [closed]" if self._closed else ""
+        fd = self._native.fileno() if self._native is not None else self._fd
+        text = f"fd={fd}, family={self.family!s}, type={self.type!s}, proto={self.proto}"
+        for label, name in (("laddr", self.getsockname), ("raddr", self.getpeername)):
+            with suppress(OSError):
+                if address := name():
+                    text += f", {label}={address}"
+        return f"<{self.__class__.__module__}.{self.__class__.__qualname__}{closed} {text}>"
+
+    def __getstate__(self) -> object:
+        raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,  # type: ignore[valid-type]  # the builtin
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._closed:
+            self.close()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # Nothing was set up if the constructor raised.
+        if not getattr(self, "_closed", True):
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            self._io_refs = 0
+            self.close()
+
+    def close(self) -> None:
+        """Close; with open files from `makefile`, when the last of them is closed.
+
+        Another thread that waits in a call on this socket gets EBADF, unless the socket is one of
+        the host's: that call goes on until something happens, as with the standard library; use
+        `shutdown` to end it.
+        """
+        self._closed = True
+        if self._io_refs <= 0:
+            self._real_close()
+
+    def _real_close(self) -> None:
+        if self._file is None:
+            net.sock_release(self.kernel)
+            return
+        file, self._file = self._file, None
+        self._linger(file)
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            file.readiness().forget_fd(fd)
+            os.close(fd)
+        file.put()
+
+    def _linger(self, file: File) -> None:
+        """SO_LINGER: stay until what was sent is delivered, or its time is over."""
+        sk = sock_of(file.sock)
+        if not sk.sk_flags & SOCK_LINGER or not sk.sk_lingertime or file.holders > 1:
+            return
+        if sk.sk_state == TcpState.TCP_LISTEN or self.gettimeout() == 0:
+            return
+        with suppress(OSError):
+            net.kernel_sock_shutdown(file.sock, std.SHUT_WR)
+        deadline = deadline_after(sk.sk_lingertime)
+        wait_until(file.sock.wait_queue, lambda: not sk.sk_wmem_queued, deadline)
+
+    def _decref_socketios(self) -> None:
+        if self._io_refs > 0:
+            self._io_refs -= 1
+        if self._closed:
+            self.close()
+
+    def detach(self) -> int:
+        """Give the descriptor away: this object is closed, the socket is not.
+
+        Closing a descriptor with os.close is not seen by a family of this process: give it to
+        `socket(fileno=...)` and close that.
+        """
+        self._closed = True
+        if self._native is not None:
+            fd = self._native.detach()
+            net.sock_release(self.kernel)
+            return fd
+        fd, file = self.fileno(), self._live()
+        file.detach_fd(fd)
+        self._file, self._fd = None, -1
+        return fd
+
+    def dup(self) -> Self:
+        """Another socket object of the same socket."""
+        if self._native is not None:
+            copy = self._wrap(self.kernel.stack.sock_adopt(self._native.dup()))
+        else:
+            file = self._live().get()
+            copy = self._wrap(file.sock, file)
+        copy.settimeout(self.gettimeout())
+        return copy
+
+    def fileno(self) -> int:
+        """A descriptor that select, poll, epoll and asyncio can wait on; -1 when closed."""
+        if self._file is None:
+            return -1
+        with self.kernel.stack.lock:
+            if self._fd == -1:
+                self._fd = self._file.readiness().new_fd()
+            return self._fd
+
+    def get_inheritable(self) -> bool:
+        return os.get_inheritable(self.fileno())
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        os.set_inheritable(self.fileno(), inheritable)
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def getblocking(self) -> bool:
+        return self.gettimeout() != 0.0
+
+    def settimeout(self, value: float | None) -> None:
+        if value is not None:
+            value = float(value)
+            if value < 0.0:
+                raise ValueError("Timeout value out of range")
+        self._timeout = value
+
+    def gettimeout(self) -> float | None:
+        return self._timeout
+
+    def _live(self) -> File:
+        if self._file is None:
+            raise os_error(errno.EBADF)
+        return self._file
+
+    def _retry(self, call: Callable[[], T], events: int, flags: int = 0) -> T:
+        """The family's answer, waiting for it as long as this socket's timeout says."""
+        file = self._live()
+        try:
+            return call()
+        except BlockingIOError:
+            if self._timeout == 0.0 or flags & std.MSG_DONTWAIT:
+                raise
+        limit = self._timeout
+        if limit is None:
+            sk = sock_of(file.sock)
+            limit = sk.sk_rcvtimeo if events == READ else sk.sk_sndtimeo
+        deadline = deadline_after(limit)
+        while True:
+            self._wait(file, events, deadline)
+            with suppress(BlockingIOError):
+                return call()
+
+    def _wait(self, file: File, events: int, deadline: float | None) -> None:
+        readiness = file.readiness()
+        fd = readiness.hold()
+        try:
+            wait_fd(fd, events, deadline)
+        except TimeoutError:
+            if self._timeout is None:  # it was SO_RCVTIMEO or SO_SNDTIMEO
+                raise os_error(errno.EAGAIN) from None
+            raise
+        finally:
+            readiness.let_go()
+
+    # -- connecting ---------------------------------------------------------------------------
+
+    def bind(self, address: Address) -> None:
+        net.kernel_bind(self._live().sock, address)
+
+    def listen(self, backlog: int = 128) -> None:
+        net.kernel_listen(self._live().sock, backlog)
+
+    def accept(self) -> tuple[Self, Any]:
+        """The next connection and its peer's address."""
+        if self._native is not None:
+            native, address = self._native.accept()
+            return self._wrap(self.kernel.stack.sock_adopt(native)), address
+        sock = self._live().sock
+        newsock = self._retry(lambda: net.kernel_accept(sock), READ)
+        conn = self._wrap(newsock)
+        return conn, net.kernel_getname(newsock, True)
+
+    def connect(self, address: Address) -> None:
+        sock = self._live().sock
+        self._retry(lambda: self._connect(sock, address), WRITE)
+
+    @staticmethod
+    def _connect(sock: Socket, address: Address) -> None:
+        net.kernel_connect(sock, address)
+
+    def connect_ex(self, address: Address) -> int:
+        """As `connect`, but the errno instead of an OSError; 0 if it is done."""
+        try:
+            self.connect(address)
+        except TimeoutError as exc:
+            return exc.errno or errno.EAGAIN
+        except OSError as exc:
+            if exc.errno is None:
+                raise
+            return exc.errno
+        return 0
+
+    def disconnect(self) -> None:
+        """Dissolve the connection, or forget the peer: connect(2) to AF_UNSPEC."""
+        net.kernel_connect(self.kernel, None)
+
+    def shutdown(self, how: int) -> None:
+        net.kernel_sock_shutdown(self._live().sock, how)
+
+    def getsockname(self) -> Any:
+        return net.kernel_getname(self._live().sock, False)
+
+    def getpeername(self) -> Any:
+        return net.kernel_getname(self._live().sock, True)
+
+    # -- options ------------------------------------------------------------------------------
+
+    def setsockopt(
+        self,
+        level: int,
+        optname: int,
+        value: int | ReadableBuffer | None,
+        optlen: int | None = None,
+    ) -> None:
+        if value is None and optlen is None:
+            raise TypeError("setsockopt with None needs optlen")
+        plain = value if isinstance(value, int) or value is None else bytes(value)
+        net.kernel_setsockopt(self._live().sock, level, optname, plain)
+
+    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> Any:
+        """An int, or with `buflen` up to so many octets."""
+        if not 0 <= buflen <= 1024:
+            raise OSError("getsockopt buflen out of range")
+        return net.kernel_getsockopt(self._live().sock, level, optname, buflen)
+
+    def ioctl(self, cmd: int, arg: object = None) -> int:
+        """ioctl(2) for requests that answer an int: termios.FIONREAD, termios.TIOCOUTQ."""
+        return net.sock_ioctl(self.kernel, cmd, arg)
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def _receive(self, msg: MsgHdr, flags: int) -> int:
+        sock = self._live().sock
+        call_flags = flags & ~(std.MSG_WAITALL | std.MSG_DONTWAIT)
+        count = self._retry(lambda: net.sock_recvmsg(sock, msg, call_flags), READ, flags)
+        wait_all = flags & std.MSG_WAITALL and not flags & std.MSG_PEEK
+        if not wait_all or sock.type != std.SOCK_STREAM:
+            return count
+        room = msg.length
+        while 0 < count < room:
+            rest = MsgHdr(_rest(msg.msg_iov, count))
+            try:
+                more = self._retry(lambda m=rest: net.sock_recvmsg(sock, m, 0), READ, flags)  # type: ignore[misc]
+            except OSError:
+                break  # what came is reported; the error is found by the next call
+            if not more:
+                break
+            count += more
+        return count
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        return self.recvfrom(bufsize, flags)[0]
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        buffer = bytearray(bufsize)
+        msg = MsgHdr((memoryview(buffer),))
+        count = min(self._receive(msg, flags), bufsize)
+        return bytes(memoryview(buffer)[:count]), msg.msg_name
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        return self.recvfrom_into(buffer, nbytes, flags)[0]
+
+    def recvfrom_into(
+        self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0
+    ) -> tuple[int, Any]:
+        view = memoryview(buffer).cast("B")
+        if nbytes < 0:
+            raise ValueError("negative buffersize in recv_into")
+        if nbytes > len(view):
+            raise ValueError("buffer too small for requested bytes")
+        msg = MsgHdr((view[:nbytes] if nbytes else view,))
+        return self._receive(msg, flags), msg.msg_name
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        if bufsize < 0:
+            raise ValueError("negative buffer size in recvmsg()")
+        buffer = bytearray(bufsize)
+        count, control, out, name = self.recvmsg_into([buffer], ancbufsize, flags)
+        return bytes(memoryview(buffer)[: min(count, bufsize)]), control, out, name
+
+    def recvmsg_into(
+        self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+        if ancbufsize < 0:
+            raise ValueError("invalid ancillary data buffer length")
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        msg = MsgHdr(views, controllen=ancbufsize)
+        count = self._receive(msg, flags)
+        control = [(level, kind, bytes(data)) for level, kind, data in msg.msg_control]
+        return count, control, msg.msg_flags, msg.msg_name
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _send(self, msg: MsgHdr) -> int:
+        """Octets taken: all of a stream's if the socket blocks without a timeout, as the kernel."""
+        sock = self._live().sock
+        flags = msg.msg_flags
+        msg.msg_flags &= ~std.MSG_DONTWAIT
+        sent = self._retry(lambda: net.sock_sendmsg(sock, msg), WRITE, flags)
+        total = msg.length
+        patient = self._timeout is None and not flags & std.MSG_DONTWAIT
+        while sent < total and patient and sock.type == std.SOCK_STREAM:
+            rest = MsgHdr(_rest(msg.msg_iov, sent), flags=msg.msg_flags)
+            try:
+                sent += self._retry(lambda m=rest: net.sock_sendmsg(sock, m), WRITE)  # type: ignore[misc]
+            except OSError:
+                break  # what went is reported; the error is found by the next call
+        return sent
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        return self._send(MsgHdr((memoryview(data).cast("B"),), flags=flags))
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
+        """Send all of it; the timeout is for the whole. After an error nobody knows how much."""
+        view = memoryview(data).cast("B")
+        file = self._live()
+        deadline = deadline_after(self._timeout)
+        sent = 0
+        while True:
+            part = MsgHdr((view[sent:],), flags=flags)
+            try:
+                sent += net.sock_sendmsg(file.sock, part)
+            except BlockingIOError:
+                if self._timeout == 0.0:
+                    raise
+                self._wait(file, WRITE, deadline)
+            if sent >= len(view):
+                return
+
+    def sendto(self, data: ReadableBuffer, *args: Any) -> int:
+        """`sendto(data, address)` or `sendto(data, flags, address)`."""
+        if not 1 <= len(args) <= 2:
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args) + 1} given)")
+        flags, address = args if len(args) == 2 else (0, args[0])
+        return self._send(MsgHdr((memoryview(data).cast("B"),), name=address, flags=flags))
+
+    def sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Iterable[Ancillary] = (),
+        flags: int = 0,
+        address: Address = None,
+    ) -> int:
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        return self._send(MsgHdr(views, name=address, control=tuple(ancdata), flags=flags))
+
+    def sendmsg_afalg(self, *args: object, **kwargs: object) -> int:
+        """For the host's AF_ALG alone. Raises EOPNOTSUPP."""
+        raise os_error(errno.EOPNOTSUPP)
+
+    # -- files --------------------------------------------------------------------------------
+
+    def makefile(
+        self,
+        mode: str = "r",
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """A file object over the socket, as the standard library's."""
+        # Python code over recv_into, send and _io_refs, which this class has too.
+        return std.socket.makefile(
+            cast(std.socket, self),
+            cast(Any, mode),
+            cast(Any, buffering),
+            encoding=encoding,
+            errors=errors,
+            newline=newline,
+        )
+
+    def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
+        """Send a file from `offset` to its end, or `count` octets; its position moves along."""
+        if "b" not in getattr(file, "mode", "b"):
+            raise ValueError("file should be opened in binary mode")
+        if self.type != std.SOCK_STREAM:
+            raise ValueError("only SOCK_STREAM type sockets are supported")
+        if count is not None and count <= 0:
+            raise ValueError(f"count must be a positive integer (got {count!r})")
+        if self.gettimeout() == 0.0:
+            raise ValueError("non-blocking sockets are not supported")
+        if offset:
+            file.seek(offset)
+        total = 0
+        try:
+            while count is None or total < count:
+                data = file.read(_CHUNK if count is None else min(_CHUNK, count - total))
+                if not data:
+                    break
+                self.sendall(data)
+                total += len(data)
+            return total
+        finally:
+            if total and hasattr(file, "seek"):
+                file.seek(offset + total)
+
+
+def _rest(iov: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of the parts after `done` octets."""
+    rest = []
+    for part in iov:
+        if done >= len(part):
+            done -= len(part)
+            continue
+        rest.append(part[done:])
+        done = 0
+    return rest

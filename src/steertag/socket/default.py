@@ -1,0 +1,70 @@
+"""The Stack that module-level calls use, made when first asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+from steertag.errors import os_error
+from steertag.family.proto import Proto
+from steertag.family.proto_ops import NetProtoFamily
+from steertag.family.stack import Stack
+from steertag.host import register
+
+SYSCTL_VARIABLE = "STEERTAG_SYSCTL"
+
+_lock = threading.Lock()
+_default: Stack | None = None
+
+
+def default_stack() -> Stack:
+    """The process's default Stack, with the host's families registered.
+
+    The environment variable STEERTAG_SYSCTL may set its parameters: "name=value" pairs separated
+    by semicolons.
+
+    Raises:
+        OSError: ENOENT or EINVAL, the variable names no parameter or no value for it.
+    """
+    global _default
+    if _default is not None:
+        return _default
+    with _lock:
+        if _default is None:
+            stack = Stack()
+            register(stack)
+            apply_environment(stack)
+            _default = stack
+        return _default
+
+
+def apply_environment(stack: Stack) -> None:
+    """Set what STEERTAG_SYSCTL says."""
+    for pair in os.environ.get(SYSCTL_VARIABLE, "").split(";"):
+        name, equals, value = pair.strip().partition("=")
+        if not name:
+            continue
+        if not equals:
+            raise os_error(errno.EINVAL, f"{SYSCTL_VARIABLE}: {name!r} has no value")
+        stack.sysctl.write(name.strip(), value.strip())
+
+
+def proto_register(prot: Proto) -> None:
+    """`Stack.proto_register` of the default Stack."""
+    default_stack().proto_register(prot)
+
+
+def proto_unregister(prot: Proto) -> None:
+    """`Stack.proto_unregister` of the default Stack."""
+    default_stack().proto_unregister(prot)
+
+
+def sock_register(family: NetProtoFamily) -> None:
+    """`Stack.sock_register` of the default Stack."""
+    default_stack().sock_register(family)
+
+
+def sock_unregister(family: int) -> None:
+    """`Stack.sock_unregister` of the default Stack."""
+    default_stack().sock_unregister(family)

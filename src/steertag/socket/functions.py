@@ -1,0 +1,115 @@
+"""The standard library's module-level functions, making steertag's sockets."""
+
+from __future__ import annotations
+
+import os
+import socket as std
+from typing import Any
+
+from steertag.family.net import kernel_socketpair
+from steertag.family.stack import Stack
+from steertag.socket.core import socket
+from steertag.socket.default import default_stack
+
+_GLOBAL_DEFAULT = object()
+
+
+def fromfd(
+    fd: int, family: int, type: int, proto: int = 0, *, stack: Stack | None = None
+) -> socket:
+    """A socket object of a duplicate of `fd`."""
+    return socket(family, type, proto, os.dup(fd), stack=stack)
+
+
+def socketpair(
+    family: int | None = None,
+    type: int = std.SOCK_STREAM,
+    proto: int = 0,
+    *,
+    stack: Stack | None = None,
+) -> tuple[socket, socket]:
+    """Two connected sockets; of AF_UNIX unless another family is named."""
+    owner = stack if stack is not None else default_stack()
+    number = std.AF_UNIX if family is None else family
+    kind = type
+    first = owner.sock_create(number, kind, proto)
+    second = owner.sock_create(number, kind, proto)
+    try:
+        kernel_socketpair(first, second)
+    except BaseException:
+        for sock in (first, second):
+            socket._wrap(sock).close()
+        raise
+    return socket._wrap(first), socket._wrap(second)
+
+
+def create_connection(
+    address: tuple[str | None, int],
+    timeout: Any = _GLOBAL_DEFAULT,
+    source_address: tuple[str, int] | None = None,
+    *,
+    all_errors: bool = False,
+    stack: Stack | None = None,
+) -> socket:
+    """Connect to a host and port over the host's TCP, trying each of the name's addresses.
+
+    Raises the last error, or with `all_errors` an ExceptionGroup of all.
+    """
+    host, port = address
+    failures: list[Exception] = []
+    for family, kind, proto, _, sockaddr in std.getaddrinfo(host, port, 0, std.SOCK_STREAM):
+        sock = None
+        try:
+            sock = socket(family, kind, proto, stack=stack)
+            if timeout is not _GLOBAL_DEFAULT:
+                sock.settimeout(timeout)
+            if source_address:
+                sock.bind(source_address)
+            sock.connect(sockaddr)
+            return sock
+        except OSError as exc:
+            if sock is not None:
+                sock.close()
+            failures.append(exc)
+    if not failures:
+        raise OSError("getaddrinfo returns an empty list")
+    if all_errors:
+        raise ExceptionGroup("create_connection failed", failures)
+    try:
+        raise failures[0]
+    finally:
+        # The exception's frame refers to the list: a cycle otherwise.
+        failures.clear()
+
+
+def create_server(
+    address: tuple[str, int] | str,
+    *,
+    family: int = std.AF_INET,
+    backlog: int | None = None,
+    reuse_port: bool = False,
+    dualstack_ipv6: bool = False,
+    stack: Stack | None = None,
+) -> socket:
+    """A listening SOCK_STREAM socket bound to `address`, which may be reused at once."""
+    if dualstack_ipv6 and not std.has_dualstack_ipv6():
+        raise ValueError("dualstack_ipv6 not supported on this platform")
+    if dualstack_ipv6 and family != std.AF_INET6:
+        raise ValueError("dualstack_ipv6 requires AF_INET6 family")
+    sock = socket(family, std.SOCK_STREAM, stack=stack)
+    try:
+        sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEPORT, 1)
+        if family == std.AF_INET6:
+            sock.setsockopt(std.IPPROTO_IPV6, std.IPV6_V6ONLY, int(not dualstack_ipv6))
+        try:
+            sock.bind(address)
+        except OSError as exc:
+            reason = f"{exc.strerror} (while attempting to bind on address {address!r})"
+            raise OSError(exc.errno, reason) from None
+        sock.listen() if backlog is None else sock.listen(backlog)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
