@@ -83,7 +83,7 @@ def test_the_ci_script_succeeds_when_every_step_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "call"),
     [
-        ("tests", "run pytest"),
+        ("bench", "run pytest -m bench"),
         ("lint", "run ruff check"),
         ("types", "run mypy"),
         ("docs", "run --group docs mkdocs*"),
@@ -97,7 +97,7 @@ def test_the_ci_script_fails_for_one_failed_step_and_runs_the_others(
     summary = done.stdout.partition("=== summary")[2].splitlines()[1:]
     failed = [line.split()[0] for line in summary if "FAILED" in line]
     assert failed == [step]
-    assert len(summary) == 12
+    assert len(summary) == 13
     assert "(exit 3)" in done.stdout
 
 
