@@ -58,6 +58,7 @@ class CompletionQueue:
         depth: completions it holds.
         on_event: called once after `arm()` when the next completion arrives.
         on_overrun: called when a completion is lost.
+        on_push: called with every completion, where somebody sleeps until one comes.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class CompletionQueue:
         depth: int,
         on_event: Callable[[], None] | None = None,
         on_overrun: Callable[[], None] | None = None,
+        on_push: Callable[[], None] | None = None,
     ) -> None:
         self.depth = depth
         self.entries: deque[WC] = deque()
@@ -73,6 +75,7 @@ class CompletionQueue:
         self._armed_solicited = False
         self._on_event = on_event
         self._on_overrun = on_overrun
+        self._on_push = on_push
 
     def push(self, wc: WC, solicited: bool = False) -> None:
         if len(self.entries) >= self.depth:
@@ -81,6 +84,8 @@ class CompletionQueue:
                 self._on_overrun()
             return
         self.entries.append(wc)
+        if self._on_push is not None:
+            self._on_push()
         if self._armed and (
             solicited or not self._armed_solicited or wc.status is not WcStatus.SUCCESS
         ):

@@ -81,8 +81,11 @@ class QueuePair:
 
     # -- verbs ---------------------------------------------------------------------------------
 
-    def post_send(self, wr: SendWR) -> None:
-        """Queue one request (not the list linked behind it).
+    def uses(self, cq: CompletionQueue) -> bool:
+        return cq is self._send_cq or cq is self._recv_cq
+
+    def post_send(self, wr: SendWR, flags: int = 0) -> None:
+        """Queue one request (not the list linked behind it), with `flags` besides its own.
 
         Raises:
             OSError: EINVAL for an opcode, a list of elements or a state that doesn't fit;
@@ -114,7 +117,9 @@ class QueuePair:
                 raise os_error(errno.EINVAL, "the peer takes no Read Requests (ORD is 0)")
         if length < 0 or length > 0xFFFFFFFF:
             raise os_error(errno.EINVAL, f"message of {length} octets")
-        tx.sq.append((wr.wr_id, opcode, wr.send_flags, wr.rkey, wr.remote_addr, length, sges))
+        tx.sq.append(
+            (wr.wr_id, opcode, wr.send_flags | flags, wr.rkey, wr.remote_addr, length, sges)
+        )
 
     def post_recv(self, wr: RecvWR) -> None:
         """Queue one receive (not the list linked behind it). Raises as `post_send`."""

@@ -1,0 +1,123 @@
+"""Accepts streams and sees them through the Request of their MPA set-up."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from steertag.rdma.connection import REQUEST_TIMEOUT, Connection
+from steertag.rdma.mpa_state import MpaState
+from steertag.runtime.driver import StreamDriver
+from steertag.runtime.loop import READ, Loop
+from steertag.runtime.stream import Stream
+
+_ACCEPTS: Final = 16
+_PAUSE: Final = 0.1
+"""Seconds to leave peers in the backlog when there is no descriptor for them."""
+
+
+class ListeningSocket(Protocol):
+    """A listening, non-blocking stream socket."""
+
+    def fileno(self) -> int: ...
+    def accept(self) -> tuple[Stream, object]: ...
+    def close(self) -> None: ...
+
+
+class Listener:
+    """Args:
+    loop: where it registers itself.
+    socket: listening and non-blocking; closed with the listener.
+    backlog: connections at most that are being set up or wait to be accepted; one more is closed.
+    timeout: seconds that a peer has to send its Request.
+
+    Attributes:
+        requests: connections whose Request is here, oldest first.
+        refused: connections closed because the backlog was full.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        socket: ListeningSocket,
+        backlog: int,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        self.requests: deque[tuple[Connection, StreamDriver]] = deque()
+        self.refused = 0
+        self.deadline: float | None = None
+        self.closed = False
+        self._loop = loop
+        self._socket = socket
+        self._fd = socket.fileno()
+        self._backlog = backlog
+        self._timeout = timeout
+        self._half_open: dict[Connection, StreamDriver] = {}
+        loop.add(self)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def handle_timer(self, now: float) -> None:
+        """Look again, after descriptors ran out."""
+        self.deadline = None
+        self._loop.wait_on(self, READ)
+
+    def pump(self) -> bool:
+        for accepted in range(_ACCEPTS):
+            try:
+                stream, _ = self._socket.accept()
+            except BlockingIOError:
+                return accepted > 0
+            except ConnectionError:
+                # A peer that was gone before it was taken.
+                continue
+            except OSError:
+                # No descriptors or memory: the peers wait in the backlog until there are some.
+                self.deadline = self._loop.clock() + _PAUSE
+                self._loop.wait_on(self, 0)
+                return accepted > 0
+            self._prune()
+            if len(self._half_open) + len(self.requests) >= self._backlog:
+                self.refused += 1
+                stream.close()
+                continue
+            self._begin(stream)
+        return True
+
+    def close(self) -> None:
+        """Stop listening; connections that nobody has taken are closed."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove(self)
+        self._socket.close()
+        for driver in [*self._half_open.values(), *(driver for _, driver in self.requests)]:
+            driver.close()
+        self._half_open.clear()
+        self.requests.clear()
+
+    def _begin(self, stream: Stream) -> None:
+        connection = respond(self._loop, stream, self._changed, self._timeout)
+        self._half_open[connection[0]] = connection[1]
+        self._changed()
+
+    def _changed(self) -> None:
+        for connection, driver in list(self._half_open.items()):
+            if connection.state is MpaState.REQUESTED:
+                del self._half_open[connection]
+                self.requests.append((connection, driver))
+                self._loop.notify()
+
+    def _prune(self) -> None:
+        self._half_open = {c: d for c, d in self._half_open.items() if not d.closed}
+        self.requests = deque((c, d) for c, d in self.requests if not d.closed)
+
+
+def respond(
+    loop: Loop, stream: Stream, on_change: Callable[[], None], timeout: float = REQUEST_TIMEOUT
+) -> tuple[Connection, StreamDriver]:
+    """Wait for the MPA Request on a stream that is connected already."""
+    connection = Connection.respond(loop.clock(), timeout, on_change)
+    return connection, StreamDriver(loop, connection, stream)

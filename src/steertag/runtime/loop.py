@@ -1,0 +1,187 @@
+"""One loop over the descriptors of a Context, driven by a thread of its own or by its user.
+
+`Loop.run_once` is the loop's body: in a background thread (`start`) it runs by itself; without
+one, whoever waits (`wait_for`) or polls runs it. Handlers and what they lead to run with
+`Loop.lock` held.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+READ: Final = select.EPOLLIN | select.EPOLLRDHUP
+WRITE: Final = select.EPOLLOUT
+_THREAD_NAME: Final = "steertag-rnic"
+
+
+class Handler(Protocol):
+    """Something with a descriptor, registered with a Loop."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When `handle_timer` is to be called; seconds of the loop's clock."""
+        ...
+
+    def fileno(self) -> int: ...
+
+    def pump(self) -> bool:
+        """Move what can be moved without waiting; True if anything was."""
+        ...
+
+    def handle_timer(self, now: float) -> None: ...
+
+
+class Loop:
+    """Args:
+    clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._events: dict[int, int] = {}
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.closed = False
+        self.waits = 0
+
+    # -- handlers ------------------------------------------------------------------------------
+
+    def add(self, handler: Handler, events: int = READ) -> None:
+        with self.lock:
+            self._handlers[handler.fileno()] = handler
+            self._events[handler.fileno()] = events
+            self._epoll.register(handler.fileno(), events)
+            self.wake()
+
+    def wait_on(self, handler: Handler, events: int) -> None:
+        """Pump the handler on `events` from now on; 0: on nothing, not even a hang-up."""
+        fd = handler.fileno()
+        before = self._events[fd]
+        if events == before:
+            return
+        self._events[fd] = events
+        if not events:
+            self._epoll.unregister(fd)
+        elif not before:
+            self._epoll.register(fd, events)
+        else:
+            self._epoll.modify(fd, events)
+
+    def remove(self, handler: Handler) -> None:
+        with self.lock:
+            if self._handlers.pop(handler.fileno(), None) is not None:
+                self.wait_on(handler, 0)
+                del self._events[handler.fileno()]
+
+    # -- running -------------------------------------------------------------------------------
+
+    @property
+    def threaded(self) -> bool:
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Run in a background thread from now on."""
+        self._thread = threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    def run_once(self, timeout: float | None) -> bool:
+        """Move what can be moved; where that is nothing, wait up to `timeout` seconds for more.
+
+        None waits without end. True if anything was moved.
+        """
+        with self.lock:
+            if len(self._handlers) == 1:
+                # The usual case of a latency-bound program: no epoll in the way of the socket.
+                (handler,) = self._handlers.values()
+                if handler.pump():
+                    return True
+                if timeout == 0 and handler.deadline is None:
+                    return False
+            timeout = self._until_deadline(timeout)
+        self.waits += 1
+        ready = self._epoll.poll(-1 if timeout is None else timeout)
+        moved = False
+        for fd, _ in ready:
+            with self.lock:
+                if fd == self._wake:
+                    os.eventfd_read(self._wake)
+                    continue
+                handler_of_fd = self._handlers.get(fd)
+                if handler_of_fd is not None and handler_of_fd.pump():
+                    moved = True
+        self._fire_timers()
+        return moved
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `predicate()` holds, called with the lock held; False after `timeout`.
+
+        With a background thread this sleeps until something changes; without one it runs the
+        loop.
+        """
+        end = None if timeout is None else self.clock() + timeout
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            with self._changed:
+                return self._changed.wait_for(lambda: predicate() or self.closed, timeout)
+        while True:
+            with self.lock:
+                if predicate():
+                    return True
+            left = None if end is None else end - self.clock()
+            if self.closed or (left is not None and left <= 0):
+                return False
+            self.run_once(left)
+
+    def notify(self) -> None:
+        """Something that `wait_for` may be waiting for has changed. With the lock held."""
+        self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Make a thread that sleeps in `run_once` look again."""
+        if self._thread is not None and not self.closed:
+            os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """End the thread, if there is one. Handlers are their owners' to close, before this."""
+        if self.closed:
+            return
+        with self.lock:
+            self._stopping = True
+            self.wake()
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
+        with self.lock:
+            self.closed = True
+            self._epoll.close()
+            os.close(self._wake)
+            self._changed.notify_all()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.run_once(None)
+
+    def _until_deadline(self, timeout: float | None) -> float | None:
+        deadlines = [h.deadline for h in self._handlers.values() if h.deadline is not None]
+        if not deadlines:
+            return timeout
+        left = max(0.0, min(deadlines) - self.clock())
+        return left if timeout is None else min(timeout, left)
+
+    def _fire_timers(self) -> None:
+        now = self.clock()
+        with self.lock:
+            for handler in list(self._handlers.values()):
+                if handler.deadline is not None and handler.deadline <= now:
+                    handler.handle_timer(now)

@@ -1,0 +1,146 @@
+"""Completion queues and channels (pyverbs: `cq`)."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+from steertag.rdma.cq import WC, CompletionQueue
+from steertag.verbs.device import Context, Managed
+
+__all__ = ["CQ", "WC", "CompChannel"]
+
+
+class CompChannel(Managed):
+    """A completion channel (`ibv_create_comp_channel`).
+
+    `fileno()` is a real descriptor: readable while an event waits, for select, poll, epoll and
+    asyncio.
+    """
+
+    close_rank = 2
+
+    def __init__(self, creator: Context) -> None:
+        self.context = creator
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self._events: deque[CQ] = deque()
+        super().__init__(creator)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def get_cq_event(self, expected_cq: CQ | None = None, timeout: float | None = None) -> CQ:
+        """Wait for the next event, give the CQ that it is of.
+
+        Raises:
+            TimeoutError: none came within `timeout` seconds.
+            OSError: EINVAL where it is of another CQ than `expected_cq`.
+        """
+        if not self.context.wait_for(lambda: bool(self._events), timeout):
+            raise TimeoutError("no completion event")
+        with self.context.loop.lock:
+            os.eventfd_read(self._fd)
+            cq = self._events.popleft()
+            cq.unacknowledged += 1
+        if expected_cq is not None and cq is not expected_cq:
+            raise OSError("the event is of another completion queue")
+        return cq
+
+    def post(self, cq: CQ) -> None:
+        """An armed queue got its completion. Called with the lock held."""
+        self._events.append(cq)
+        os.eventfd_write(self._fd, 1)
+        self.context.loop.notify()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+
+
+class CQ(Managed):
+    """A completion queue (`ibv_create_cq`).
+
+    Args:
+        creator: its Context.
+        cqe: completions it holds at most; one more is lost, and `overrun` says so.
+        cq_context: anything; kept.
+        channel: where its events go.
+        comp_vector: 0; there is one.
+
+    Raises:
+        OSError: EINVAL for a size or vector that the device doesn't have.
+    """
+
+    close_rank = 1
+
+    def __init__(
+        self,
+        creator: Context,
+        cqe: int,
+        cq_context: object = None,
+        channel: CompChannel | None = None,
+        comp_vector: int = 0,
+    ) -> None:
+        if not 0 < cqe <= creator.rnic.limits.max_cqe:
+            raise OSError(22, f"a completion queue of {cqe} entries")
+        if comp_vector:
+            raise OSError(22, f"completion vector {comp_vector}; there is only 0")
+        self.context = creator
+        self.cqe = cqe
+        self.cq_context = cq_context
+        self.channel = channel
+        self.unacknowledged = 0
+        loop = creator.loop
+        self.queue = CompletionQueue(
+            cqe, self._event, self._overrun, loop.notify if loop.threaded else None
+        )
+        super().__init__(creator)
+
+    @property
+    def overrun(self) -> bool:
+        """Completions were lost."""
+        return self.queue.overrun
+
+    def poll(self, num_entries: int = 1) -> tuple[int, list[WC]]:
+        """Take up to `num_entries` completions: how many, and they. Never waits.
+
+        Where the program itself drives progress, an empty queue drives it one step.
+        """
+        entries = self.queue.entries
+        if not entries and not self.context.loop.threaded:
+            self.context.loop.run_once(0.0)
+        if not entries:
+            return 0, []
+        with self.context.loop.lock:
+            taken = self.queue.poll(num_entries)
+        return len(taken), taken
+
+    def wait(self, num_entries: int = 1, timeout: float | None = None) -> list[WC]:
+        """Wait for at least one completion, take up to `num_entries`; empty after `timeout`."""
+        self.context.wait_for(lambda: bool(self.queue.entries), timeout)
+        return self.poll(num_entries)[1]
+
+    def req_notify(self, solicited_only: bool = False) -> None:
+        """`ibv_req_notify_cq`: the next completion posts an event to the channel."""
+        with self.context.loop.lock:
+            self.queue.arm(solicited_only)
+
+    def ack_events(self, num_events: int) -> None:
+        """`ibv_ack_cq_events`. Raises ValueError for more than were taken."""
+        if num_events > self.unacknowledged:
+            raise ValueError(f"{num_events} events, {self.unacknowledged} were taken")
+        self.unacknowledged -= num_events
+
+    def _event(self) -> None:
+        if self.channel is not None:
+            self.channel.post(self)
+
+    def _overrun(self) -> None:
+        self.context.rnic.async_events.append(("IBV_EVENT_CQ_ERR", self))
+        for qp in list(self.context.rnic.qps.values()):
+            if qp.uses(self.queue):
+                qp.stream_lost("completion queue overrun")
+
+    def _close(self) -> None:
+        with self.context.loop.lock:
+            if any(qp.uses(self.queue) for qp in self.context.rnic.qps.values()):
+                raise OSError(16, "queue pairs use the completion queue")

@@ -1,0 +1,161 @@
+"""The device and what is allocated straight from it (pyverbs: `device`, `pd`)."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from steertag.errors import os_error
+from steertag.rdma.rnic import Rnic, RnicLimits
+from steertag.runtime.loop import Loop
+
+if TYPE_CHECKING:
+    from steertag.family import Stack
+
+DEVICE_NAME: Final = "steertag0"
+Progress = Literal["thread", "caller"]
+
+
+class Managed:
+    """A verbs object: closed by `close()` or by leaving its `with` block, once.
+
+    Closing closes first what was made from it, as in pyverbs; until then a parent holds its
+    children, so that dropping the last reference to one ends nothing.
+    """
+
+    close_rank = 0
+    """Among a parent's children: users before what they use."""
+
+    def __init__(self, parent: Managed | None) -> None:
+        self._parent = parent
+        self._children: list[Managed] = []
+        self._closed = False
+        if parent is not None:
+            parent._children.append(self)
+
+    def close(self) -> None:
+        """Give the object back. Closing twice is allowed. Raises OSError EBUSY while it is used."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for child in sorted(self._children, key=lambda child: child.close_rank):
+                child.close()
+            self._close()
+        except OSError:
+            self._closed = False
+            raise
+        if self._parent is not None:
+            self._parent._children.remove(self)
+
+    def _close(self) -> None:
+        """What closing means for this kind of object."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Context(Managed):
+    """An opened RNIC (`ibv_open_device`).
+
+    Objects made from it are closed with it. One lock guards a Context: programs that want
+    connections to progress in parallel open several.
+
+    Args:
+        name: `steertag0`, the only device there is.
+        stack: the Stack whose sockets carry the connections; None is the default Stack.
+        progress: who moves octets. "thread": a background thread of the Context. "caller": the
+            program's own calls (`CQ.poll`, `progress`, whatever waits); lowest latency, and
+            nothing moves between them.
+        randbits: where STags come from; `secrets.randbits` unless a test wants to repeat a run.
+
+    Raises:
+        OSError: ENODEV for another name.
+    """
+
+    def __init__(
+        self,
+        name: str = DEVICE_NAME,
+        *,
+        stack: Stack | None = None,
+        progress: Progress = "thread",
+        randbits: Callable[[int], int] = secrets.randbits,
+        limits: RnicLimits | None = None,
+    ) -> None:
+        if name != DEVICE_NAME:
+            raise os_error(errno.ENODEV, f"{name!r}; the device is {DEVICE_NAME!r}")
+        super().__init__(None)
+        self.name = name
+        self.stack = stack
+        self.rnic = Rnic(randbits, limits)
+        self.loop = Loop()
+        if progress == "thread":
+            self.loop.start()
+
+    def progress(self, timeout: float | None = 0.0) -> bool:
+        """Move what can be moved; where that is nothing, wait up to `timeout` seconds for more.
+
+        True if anything was moved. With a background thread there is nothing to do here but
+        to yield to it.
+        """
+        if self.loop.threaded:
+            return False
+        return self.loop.run_once(timeout)
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `predicate()` holds (it is called with the Context's lock held).
+
+        False after `timeout` seconds. Whoever drives progress, this waits rightly.
+        """
+        return self.loop.wait_for(predicate, timeout)
+
+    def _close(self) -> None:
+        self.loop.close()
+
+    def __repr__(self) -> str:
+        return f"<Context {self.name} qps={len(self.rnic.qps)}>"
+
+
+class PD(Managed):
+    """A protection domain (`ibv_alloc_pd`): regions and queue pairs of one don't mix with
+    another's.
+
+    Raises:
+        OSError: ENOMEM when the device has no more.
+    """
+
+    def __init__(self, creator: Context) -> None:
+        self.context = creator
+        with creator.loop.lock:
+            self.handle = creator.rnic.alloc_pd()
+        super().__init__(creator)
+
+    def _close(self) -> None:
+        with self.context.loop.lock:
+            self.context.rnic.dealloc_pd(self.handle)
+
+
+class Device:
+    """An entry of `get_device_list`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Device({self.name!r}, node_type=IBV_NODE_RNIC, transport=IBV_TRANSPORT_IWARP)"
+
+
+def get_device_list() -> list[Device]:
+    """The RNICs that `Context` opens."""
+    return [Device(DEVICE_NAME)]

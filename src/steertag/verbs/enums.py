@@ -1,0 +1,39 @@
+"""Constants under the names that programs know (libibverbs' `verbs.h`, pyverbs' `enums`)."""
+
+from typing import Final
+
+from steertag.rdma import constants as c
+
+IBV_ACCESS_LOCAL_WRITE: Final = c.ACCESS_LOCAL_WRITE
+IBV_ACCESS_REMOTE_WRITE: Final = c.ACCESS_REMOTE_WRITE
+IBV_ACCESS_REMOTE_READ: Final = c.ACCESS_REMOTE_READ
+
+IBV_SEND_FENCE: Final = c.SEND_FENCE
+IBV_SEND_SIGNALED: Final = c.SEND_SIGNALED
+IBV_SEND_SOLICITED: Final = c.SEND_SOLICITED
+IBV_SEND_INLINE: Final = c.SEND_INLINE
+
+IBV_WR_RDMA_WRITE: Final = c.WR_RDMA_WRITE
+IBV_WR_SEND: Final = c.WR_SEND
+IBV_WR_RDMA_READ: Final = c.WR_RDMA_READ
+
+IBV_WC_SUCCESS: Final = c.WcStatus.SUCCESS
+IBV_WC_LOC_LEN_ERR: Final = c.WcStatus.LOC_LEN_ERR
+IBV_WC_LOC_QP_OP_ERR: Final = c.WcStatus.LOC_QP_OP_ERR
+IBV_WC_LOC_PROT_ERR: Final = c.WcStatus.LOC_PROT_ERR
+IBV_WC_WR_FLUSH_ERR: Final = c.WcStatus.WR_FLUSH_ERR
+IBV_WC_REM_INV_REQ_ERR: Final = c.WcStatus.REM_INV_REQ_ERR
+IBV_WC_REM_ACCESS_ERR: Final = c.WcStatus.REM_ACCESS_ERR
+IBV_WC_REM_OP_ERR: Final = c.WcStatus.REM_OP_ERR
+IBV_WC_FATAL_ERR: Final = c.WcStatus.FATAL_ERR
+IBV_WC_GENERAL_ERR: Final = c.WcStatus.GENERAL_ERR
+
+IBV_WC_SEND: Final = c.WC_SEND
+IBV_WC_RDMA_WRITE: Final = c.WC_RDMA_WRITE
+IBV_WC_RDMA_READ: Final = c.WC_RDMA_READ
+IBV_WC_RECV: Final = c.WC_RECV
+
+IBV_QPT_RC: Final = c.QPT_RC
+
+RDMA_PS_TCP: Final = 0x0106
+RAI_PASSIVE: Final = 0x1
