@@ -226,9 +226,7 @@ class Sink:
             self._rename()
             self._committed = True
             self._sync_directory()
-        except (OSError, OverflowError) as error:
-            if isinstance(error, OverflowError):
-                error = OSError(errno.EOVERFLOW, "its modification time is out of range here")
+        except OSError as error:
             raise from_os_error(error, self.name) from error
 
     def _check_part_target(self) -> None:
