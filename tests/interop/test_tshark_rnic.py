@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from steertag import verbs
 from steertag.observe.pcap import Endpoint, PcapWriter
 from steertag.rdma.connection import Offer
 from steertag.rdma.constants import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND, WcStatus
@@ -18,6 +21,7 @@ from tests.wire.mpa_stream import connections
 
 CLIENT = Endpoint("10.0.0.1", 40000)
 SERVER = Endpoint("10.0.0.2", 7471)
+TIMEOUT = 30.0
 
 
 def exchange(pair: Pair) -> None:
@@ -108,3 +112,58 @@ def test_a_revision_1_set_up_is_well_formed(tmp_path: Path) -> None:
         0,
         0,
     )
+
+
+def test_a_connection_over_the_hosts_tcp_is_recorded_by_its_tap(tmp_path: Path) -> None:
+    """The same through the verbs, with the octets that really went over a socket."""
+    path = tmp_path / "verbs.pcap"
+    payload = random.Random(4).randbytes(1_000_000)
+    with (
+        PcapWriter(path) as writer,
+        verbs.CMID(verbs.AddrInfo(src="127.0.0.1", flags=verbs.RAI_PASSIVE)) as listener,
+        ThreadPoolExecutor(1) as server,
+    ):
+        listener.listen()
+        host, port = listener.getsockname()
+        serving = server.submit(serve_one, listener, len(payload))
+        with verbs.CMID(verbs.AddrInfo(dst=host, dst_service=port)) as client:
+            tap = writer.tap(CLIENT, Endpoint(host, port))
+            client.connect(verbs.ConnParam(private_data=b"hello"), TIMEOUT, tap=tap)
+            rkey, remote = struct.unpack("!IQ", client.private_data)
+            source = verbs.MR(client.pd, payload, 0)
+            sink = client.reg_msgs(len(payload))
+            client.post_write(source, len(payload), remote, rkey)
+            client.post_read(sink, len(payload), remote, rkey)
+            for _ in range(2):
+                assert client.get_send_comp(TIMEOUT).status is verbs.WcStatus.SUCCESS
+            assert sink.read(len(payload)) == payload
+            client.post_recv(sink)
+            client.post_send(source, length=9)
+            assert client.get_recv_comp(TIMEOUT).byte_len == 9
+            assert client.qp is not None
+            fpdus = client.qp.counters.tx_fpdus + client.qp.counters.rx_fpdus
+            client.disconnect()
+            assert client.wait_disconnected(TIMEOUT)
+        assert serving.result(TIMEOUT) == b"hello"
+    verdict = judge(path)
+    assert (verdict.good, verdict.bad, verdict.malformed) == (fpdus, 0, 0)
+    (connection,) = connections(path.read_bytes())
+    assert connection.client.payload(Opcode.WRITE) == payload
+    assert connection.server.payload(Opcode.READ_RESPONSE) == payload
+    assert [side.rest for side in connection.directions] == [b"", b""]
+
+
+def serve_one(listener: verbs.CMID, size: int) -> bytes:
+    """Offer a region to one client, echo its first Send; gives the client's private data."""
+    with listener.get_request(TIMEOUT) as request:
+        access = verbs.IBV_ACCESS_LOCAL_WRITE
+        access |= verbs.IBV_ACCESS_REMOTE_WRITE | verbs.IBV_ACCESS_REMOTE_READ
+        region = verbs.MR(request.pd, size, access)
+        message = verbs.MR(request.pd, 64, access)
+        request.create_qp()
+        request.post_recv(message)
+        request.accept(verbs.ConnParam(private_data=struct.pack("!IQ", region.rkey, region.buf)))
+        received = request.get_recv_comp(TIMEOUT)
+        request.post_send(message, length=received.byte_len)
+        assert request.wait_disconnected(TIMEOUT)
+        return request.private_data
