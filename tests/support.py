@@ -43,6 +43,12 @@ def _unshare_refusal(flags: tuple[str, ...]) -> str | None:
     return None if done.returncode == 0 else done.stderr.strip()
 
 
+def may_unshare(*flags: str) -> bool:
+    """Whether `unshare FLAGS` works here; for tests that do without if it does not."""
+    able = os.geteuid() == 0 and shutil.which("unshare") is not None
+    return able and _unshare_refusal(flags) is None
+
+
 def require_unshare(*flags: str) -> None:
     """Skip unless `unshare FLAGS` works, e.g. `require_unshare("--net", "--mount")`.
 

@@ -1,4 +1,8 @@
-"""Runs the commands of a page as a reader would: in order, in one directory."""
+"""Runs the commands of a page as a reader would: in order, in one directory.
+
+Where the machine allows it, the session has a network of its own, with the addresses below: what a
+page serves then takes no port of the machine, and no other session's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.support import may_unshare
+
 TIMEOUT: Final = 120
+ADDRESSES: Final = ("192.0.2.1/24",)
+"""Of the session's network, besides the loopback's (RFC 5737: for documentation)."""
+_NETWORK: Final = " && ".join(
+    [
+        "ip link set lo up",
+        *(f"ip address add {address} dev lo" for address in ADDRESSES),
+        "echo ready",
+        "exec cat",
+    ]
+)
 _SERVER: Final = re.compile(r"^stag serve\b(?!.*--help)")
 
 
@@ -21,9 +37,25 @@ class Session:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._servers: list[subprocess.Popen[str]] = []
+        self._network: subprocess.Popen[str] | None = None
+        self._prefix: list[str] = []
+        if may_unshare("--net"):
+            self._enter_network()
         # The environment that the tests run in is the one that `uv run` would use.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {**os.environ, "PATH": path, "HOME": str(directory)}
+
+    def _enter_network(self) -> None:
+        """Make a network namespace that lives as long as the process that holds it."""
+        self._network = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", _NETWORK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._network.stdout is not None
+        assert self._network.stdout.readline() == "ready\n"
+        self._prefix = ["nsenter", f"--net=/proc/{self._network.pid}/ns/net"]
 
     def run(self, command: str) -> None:
         """Run one command line; AssertionError if it fails."""
@@ -32,7 +64,7 @@ class Session:
             self._serve(command)
             return
         done = subprocess.run(
-            ["sh", "-c", command],
+            [*self._prefix, "sh", "-c", command],
             cwd=self._directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -46,7 +78,7 @@ class Session:
     def _serve(self, command: str) -> None:
         """Start a server and wait until it says where it listens."""
         server = subprocess.Popen(
-            ["sh", "-c", f"exec {command}"],
+            [*self._prefix, "sh", "-c", f"exec {command}"],
             cwd=self._directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -69,6 +101,8 @@ class Session:
         for server in self._servers:
             server.terminate()
             server.communicate(timeout=TIMEOUT)
+        if self._network is not None:
+            self._network.communicate(timeout=TIMEOUT)  # ends at the end of its input
 
     def __enter__(self) -> Self:
         return self
