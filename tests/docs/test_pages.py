@@ -25,6 +25,8 @@ WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for bloc
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=page_id)
 def test_every_command_shown_runs(page: Path, tmp_path: Path) -> None:
+    """In a directory that holds, of a checkout, the examples."""
+    (tmp_path / "examples").symlink_to(PROJECT / "examples")
     with Session(tmp_path) as session:
         for block in blocks(page):
             for command in block.commands:

@@ -56,6 +56,13 @@ def test_the_import_contract_names_every_package() -> None:
     assert packages <= named
 
 
+def test_the_page_on_architecture_has_the_import_contracts_layers() -> None:
+    layers = pyproject()["tool"]["importlinter"]["contracts"][0]["layers"]
+    page = (PROJECT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    chain = " → ".join(layer for layer in layers if layer != "__main__")
+    assert chain in " ".join(page.split())
+
+
 def ci_script(directory: Path, uv: str) -> subprocess.CompletedProcess[str]:
     """Run the CI script with `uv` replaced by a shell script that has the body `uv`."""
     fake = directory / "uv"
