@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.docs.blocks import PAGES, blocks
 from tests.docs.elsewhere import ELSEWHERE
 from tests.docs.session import TIMEOUT, Session
 from tests.support import PROJECT
+
+
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 
 
 def page_id(page: Path) -> str:
@@ -72,3 +76,11 @@ def test_every_code_block_says_its_language(page: Path) -> None:
     """Else a command could stand in a block that no test looks into."""
     known = {"console", "sh", "bash", "python", "text", "json", "yaml", "toml", "c", "mermaid"}
     assert [block.where for block in blocks(page) if block.language not in known] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == PROJECT], ids=page_id)
+def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
+    """Those inside are mkdocs' to check."""
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
