@@ -15,7 +15,6 @@ from tests.docs.elsewhere import ELSEWHERE
 from tests.docs.session import TIMEOUT, Session
 from tests.support import PROJECT
 
-
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 
 
