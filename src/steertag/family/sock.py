@@ -12,13 +12,15 @@ from steertag.errors import StateError, os_error
 from steertag.family import memory
 from steertag.family.const import (
     RCV_SHUTDOWN,
-    SHUTDOWN_MASK,
     SK_MEM_RECV,
     SK_MEM_SEND,
     SOCK_DEAD,
     SOCK_FREED,
+    SOCK_MIN_SNDBUF,
     SOCK_NOMEM,
     SOCK_NOSPACE,
+    SOCK_RCVBUF_LOCK,
+    SOCK_SNDBUF_LOCK,
     TcpState,
 )
 from steertag.family.skbuff import SkBuff, SkBuffHead
@@ -277,6 +279,7 @@ def skb_set_owner_w(skb: SkBuff, sk: Sock) -> None:
     skb.sk = sk
     skb.destructor = sock_wfree
     sk.sk_wmem_alloc += skb.truesize
+    memory.sk_mem_charge(sk, skb.truesize)
 
 
 def sock_wfree(skb: SkBuff) -> None:
@@ -284,6 +287,7 @@ def sock_wfree(skb: SkBuff) -> None:
     sk = skb.sk
     assert sk is not None  # set together with the destructor
     sk.sk_wmem_alloc -= skb.truesize
+    memory.sk_mem_uncharge(sk, skb.truesize)
     if sk.sk_flags & SOCK_FREED:
         if not sk.sk_wmem_alloc:
             _destroy(sk)
@@ -296,7 +300,7 @@ def sock_alloc_send_skb(sk: Sock, size: int) -> SkBuff:
 
     Raises:
         OSError: the pending error; EPIPE after a shutdown for sending; EAGAIN when the send
-            buffer is full.
+            buffer is full; ENOBUFS when the protocol is above `sysctl_mem[2]`.
     """
     sock_raise_error(sk)
     if sk.sk_shutdown & ~RCV_SHUTDOWN:
@@ -305,6 +309,8 @@ def sock_alloc_send_skb(sk: Sock, size: int) -> SkBuff:
         sk.sk_flags |= SOCK_NOSPACE
         raise os_error(errno.EAGAIN)
     skb = SkBuff(size, sk.sk_prot.max_header)
+    if not memory.sk_schedule(sk, skb.truesize, SK_MEM_SEND):
+        raise os_error(errno.ENOBUFS, "protocol memory is exhausted")
     skb_set_owner_w(skb, sk)
     return skb
 
@@ -338,6 +344,8 @@ def sk_stream_alloc_skb(sk: Sock, size: int) -> SkBuff:
     if not memory.sk_schedule(sk, skb.truesize, SK_MEM_SEND):
         sk.sk_flags |= SOCK_NOSPACE | SOCK_NOMEM
         memory.wait_for_memory(sk)
+        if not sk.sk_flags & SOCK_SNDBUF_LOCK:  # sk_stream_moderate_sndbuf
+            sk.sk_sndbuf = max(min(sk.sk_sndbuf, sk.sk_wmem_queued >> 1), SOCK_MIN_SNDBUF)
         raise os_error(errno.EAGAIN, "protocol memory is exhausted")
     return skb
 
@@ -355,6 +363,33 @@ def sk_wmem_free_skb(sk: Sock, skb: SkBuff) -> None:
     sk.sk_wmem_queued -= skb.truesize
     memory.sk_mem_uncharge(sk, skb.truesize)
     skb.free()
+
+
+def sk_stream_new_space(sk: Sock) -> None:
+    """Data was delivered: let a send buffer that was too small grow, and wake senders.
+
+    It doubles, up to `sysctl_wmem[2]`, unless SO_SNDBUF was set or memory is short
+    (tcp_new_space, tcp_sndbuf_expand).
+    """
+    limits = sk.sk_prot.sysctl_wmem
+    if (
+        limits is not None
+        and sk.sk_flags & (SOCK_NOSPACE | SOCK_SNDBUF_LOCK) == SOCK_NOSPACE
+        and not memory.sk_under_memory_pressure(sk)
+    ):
+        sk.sk_sndbuf = max(sk.sk_sndbuf, min(sk.sk_sndbuf * 2, limits[2]))
+    sk.sk_write_space(sk)
+
+
+def sk_rcvbuf_grow(sk: Sock) -> None:
+    """The reader keeps up with a full buffer: let it grow likewise, up to `sysctl_rmem[2]`."""
+    limits = sk.sk_prot.sysctl_rmem
+    if (
+        limits is not None
+        and not sk.sk_flags & SOCK_RCVBUF_LOCK
+        and not memory.sk_under_memory_pressure(sk)
+    ):
+        sk.sk_rcvbuf = max(sk.sk_rcvbuf, min(sk.sk_rcvbuf * 2, limits[2]))
 
 
 def sk_stream_write_space(sk: Sock) -> None:
@@ -381,7 +416,3 @@ def sk_acceptq_added(sk: Sock, child: Sock) -> None:
 def sk_acceptq_removed(sk: Sock) -> Sock:
     sk.sk_ack_backlog -= 1
     return sk.accept_queue.popleft()
-
-
-def sk_is_shut(sk: Sock) -> bool:
-    return sk.sk_shutdown == SHUTDOWN_MASK

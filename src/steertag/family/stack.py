@@ -44,6 +44,7 @@ class Stack:
         sysctl: the parameters.
         protocols: registered protocols, newest first, as /proc/net/protocols has them.
         socks: every sock alive, those without a user included.
+        devices: registered devices, by name (steertag.device).
         sockfs: the SOCKET layer's open descriptors, by inode.
     """
 
@@ -62,6 +63,7 @@ class Stack:
             self.sysctl.register(table)
         self.protocols: list[Proto] = []
         self.socks: WeakSet[Sock] = WeakSet()
+        self.devices: dict[str, object] = {}
         self.sockfs: dict[int, object] = {}
         self._families: dict[int, NetProtoFamily] = {}
         self._users: dict[int, int] = {}

@@ -135,7 +135,6 @@ def core_tables() -> list[CtlTable]:
         CtlTable("net.core.wmem_max", [212992], "most that SO_SNDBUF may ask for, octets", 4608),
         CtlTable("net.core.somaxconn", [4096], "longest backlog that listen() gives", 0, 65535),
         CtlTable("net.core.max_orphans", [4096], "closed sockets, per protocol, that may linger"),
-        CtlTable("net.core.netdev_max_backlog", [1000], "frames that may wait for a device", 1),
         CtlTable("net.core.netdev_budget", [300], "frames taken from a device in one turn", 1),
         CtlTable(
             "net.ipv4.ip_local_port_range",

@@ -85,6 +85,8 @@ class socket:  # the standard library's name
     families see.
     """
 
+    __module__ = "steertag.socket"
+
     _native: std.socket | None
 
     def __init__(
