@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from steertag.errors import ProtocolError
 from steertag.rdma.mpa_state import MpaEvent, MpaState, step
 from steertag.rdma.qp import QueuePair
+from steertag.rdma.qp_state import QpState
 from steertag.wire import mpa
 
 Buffer = bytes | bytearray | memoryview
@@ -158,30 +159,39 @@ class Connection:
         """Answer the Request with a Reply and give the stream to `qp`.
 
         The numbers of Read Requests are settled as RFC 6581 section 9.1 says: neither side makes
-        more at once than the other takes.
+        more at once than the other takes. Where `qp` has ended already the set-up fails.
+
+        Raises ValueError, and leaves the Request to be answered, for private data that a Reply in
+        the Request's revision has no room for.
         """
-        self._step(MpaEvent.ACCEPT)
+        step(self.state, MpaEvent.ACCEPT)
         request = self._frame
         assert request is not None
         self.qp = qp
         self._offer = offer
-        self.crc = request.crc or offer.crc
+        crc = request.crc or offer.crc
         ird, ord_ = offer.ird, offer.ord
         words = b""
         if request.enhanced:
             ird = min(ird, self.peer_ord) if self.peer_ord != mpa.MAX_IRD_ORD else ird
             ord_ = min(ord_, self.peer_ird)
             words = mpa.Enhanced(ird=ird, ord=ord_).emit()
-        self._reply(words + offer.private_data, reject=False)
+        reply = self._reply(words + offer.private_data, crc=crc)
+        if qp.state is not QpState.IDLE:
+            self._fail("lost", "the queue pair has ended")
+            return
+        self._step(MpaEvent.ACCEPT)
+        self._out, self.crc = reply, crc
         self._establish(qp, ird, ord_, held=True)
 
     def reject(self, private_data: bytes = b"") -> None:
-        """Answer the Request with a Reply that refuses it."""
-        self._step(MpaEvent.REJECT)
-        self.code, self.reason = "rejected", "rejected by the application"
+        """Answer the Request with a Reply that refuses it. Raises ValueError as `accept`."""
+        step(self.state, MpaEvent.REJECT)
         assert self._frame is not None
         words = mpa.Enhanced(ird=0, ord=0).emit() if self._frame.enhanced else b""
-        self._reply(words + private_data, reject=True)
+        self._out = self._reply(words + private_data, reject=True)
+        self._step(MpaEvent.REJECT)
+        self.code, self.reason = "rejected", "rejected by the application"
         self._changed()
 
     # -- time ----------------------------------------------------------------------------------
@@ -308,17 +318,20 @@ class Connection:
         ird, ord_ = offer.ird, offer.ord
         if frame.enhanced:
             ord_ = min(ord_, self.peer_ird)
-        self._step(MpaEvent.REPLY_RECEIVED)
         assert self.qp is not None
+        if self.qp.state is not QpState.IDLE:
+            self._fail("lost", "the queue pair has ended")
+            return
+        self._step(MpaEvent.REPLY_RECEIVED)
         self._establish(self.qp, ird, ord_, held=False)
         self.engine = self.qp
 
-    def _reply(self, private_data: bytes, *, reject: bool) -> None:
+    def _reply(self, private_data: bytes, *, crc: bool = False, reject: bool = False) -> bytes:
         request = self._frame
         assert request is not None
-        self._out = mpa.StartFrame(
+        return mpa.StartFrame(
             reply=True,
-            crc=self.crc,
+            crc=crc,
             reject=reject,
             enhanced=request.enhanced,
             revision=request.revision,
