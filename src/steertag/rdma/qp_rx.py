@@ -111,7 +111,9 @@ class Receiver:
         # Of the segment that is being placed directly:
         self._dest: list[memoryview] = []
         self._placed: list[memoryview] = []
-        self._header = b""
+        self._header: ddp.Tagged | ddp.Untagged | None = None
+        self._direct_length = 0
+        self._crc_value = 0
         self._tail = 0
 
     # -- the stream's side ---------------------------------------------------------------------
@@ -191,14 +193,14 @@ class Receiver:
                 if available < size:
                     if size - available >= DIRECT_MIN:
                         self._start = start
-                        self._begin_direct(ulpdu, ctl)
+                        self._begin_direct(ulpdu, ctl, op)
                         start, end = self._start, self._end
                         break
                     self._need, self._lookahead = size - available, _PREFIX_LEN
                     break
                 crc_at = start + size - 4
                 if crc and crc32c(mv[start:crc_at]) != CRC_FIELD.unpack_from(buf, crc_at)[0]:
-                    self._crc_error(start, ulpdu)
+                    self._crc_error()
                 length = ulpdu - ddp.TAGGED_LEN
                 if op == _OP_WRITE and ctl & _CTL_MASK == _CTL_TAGGED and length >= 0:
                     if length:
@@ -251,7 +253,7 @@ class Receiver:
             view[:] = payload[position : position + len(view)]
             position += len(view)
         self._counters.staged_bytes += position
-        self._deliver(header, payload)
+        self._deliver(header, length, payload)
 
     def _parse_header(self, at: int, ulpdu: int) -> ddp.Tagged | ddp.Untagged:
         try:
@@ -271,40 +273,53 @@ class Receiver:
             size += rdmap.READ_REQUEST_LEN
         self.segment = (bytes(self._buf[at : at + min(size, ulpdu)]), ulpdu)
 
-    def _crc_error(self, start: int, ulpdu: int) -> None:
+    def _crc_error(self) -> None:
         self.segment = None
         self._counters.crc_errors += 1
         raise _mpa_error(mpa.E_CRC, "CRC32C of an FPDU is wrong")
 
     # -- large FPDUs, placed directly ----------------------------------------------------------
 
-    def _begin_direct(self, ulpdu: int, ctl: int) -> None:
+    def _begin_direct(self, ulpdu: int, ctl: int, op: int) -> None:
         """Check the large segment whose header is at the buffer's start, and aim at its memory."""
         tagged = bool(ctl & ddp.T_FLAG)
         prefix = _PREFIX_LEN if tagged else _UNTAGGED_PREFIX_LEN
-        available = self._end - self._start
+        start = self._start
+        available = self._end - start
         if available < prefix:
             self._need, self._lookahead = prefix - available, 0
             return
-        at = self._start + mpa.LENGTH_LEN
-        header = self._parse_header(at, ulpdu)
-        self._note(self._start, ulpdu)
-        length = ulpdu - len(header)
-        self._header = bytes(self._mv[self._start : self._start + prefix])
-        early = bytes(self._mv[self._start + prefix : self._end])
-        self._placed = list(self._admit(header, length, None))
-        self._dest = list(self._placed)
-        self._start = self._end = 0
+        try:
+            if op == _OP_WRITE and ctl & _CTL_MASK == _CTL_TAGGED:
+                _, _, _, stag, to = _PREFIX.unpack_from(self._buf, start)
+                view = self._table.write_target(stag, self._pd, to, ulpdu - ddp.TAGGED_LEN)
+                self._header = None
+                self._placed = [view]
+            else:
+                self._header = self._parse_header(start + mpa.LENGTH_LEN, ulpdu)
+                self._placed = self._admit(self._header, ulpdu - len(self._header), None)
+        except ProtocolError:
+            self._note(start, ulpdu)
+            raise
+        self._dest = self._placed[:]
+        if self.crc:
+            self._crc_value = crc32c(self._mv[start : start + prefix])
+        self._direct_length = ulpdu + mpa.LENGTH_LEN - prefix
         self._tail = mpa.pad_len(ulpdu) + mpa.CRC_LEN
-        if early:
-            self._counters.staged_bytes += len(early)
-            self._counters.placed_bytes -= len(early)
-            position = 0
-            for view in self._placed:
-                part = early[position : position + len(view)]
-                view[: len(part)] = part
-                position += len(part)
-            self._advance_direct(len(early))
+        if available > prefix:
+            self._place_early(bytes(self._mv[start + prefix : self._end]))
+        self._start = self._end = 0
+
+    def _place_early(self, early: bytes) -> None:
+        """Copy what was read ahead of the segment that is placed directly from here on."""
+        self._counters.staged_bytes += len(early)
+        self._counters.placed_bytes -= len(early)
+        position = 0
+        for view in self._placed:
+            part = early[position : position + len(view)]
+            view[: len(part)] = part
+            position += len(part)
+        self._advance_direct(len(early))
 
     def _advance_direct(self, octets: int) -> int:
         """Count `octets` as placed; give back those that lie behind the payload."""
@@ -322,19 +337,23 @@ class Receiver:
 
     def _finish_direct(self) -> None:
         """The payload and its trailer are here: check the CRC, deliver."""
+        crc_at = self._tail - mpa.CRC_LEN
         if self.crc:
-            value = crc32c(self._header)
+            value = self._crc_value
             for view in self._placed:
                 value = crc32c(view, value)
-            value = crc32c(self._mv[: self._tail - mpa.CRC_LEN], value)
-            if value != CRC_FIELD.unpack_from(self._buf, self._tail - mpa.CRC_LEN)[0]:
+            if crc_at:
+                value = crc32c(self._mv[:crc_at], value)
+            if value != CRC_FIELD.unpack_from(self._buf, crc_at)[0]:
                 self._placed = []
-                self._crc_error(0, 0)
+                self._crc_error()
         self._start = self._tail
         self._tail = 0
         self._placed = []
         self._counters.rx_fpdus += 1
-        self._deliver(ddp.parse(self._header, mpa.LENGTH_LEN), self._mv[:0])
+        header = self._header
+        if header is not None:
+            self._deliver(header, self._direct_length, self._mv[:0])
 
     # -- checks before placement ---------------------------------------------------------------
 
@@ -446,24 +465,24 @@ class Receiver:
 
     # -- after placement -----------------------------------------------------------------------
 
-    def _deliver(self, header: ddp.Tagged | ddp.Untagged, payload: memoryview) -> None:
-        """The segment is placed: advance its message, complete what is done."""
+    def _deliver(self, header: ddp.Tagged | ddp.Untagged, length: int, payload: memoryview) -> None:
+        """The segment of `length` octets is placed: advance its message, complete what is done."""
         opcode = rdmap.parse_control(header.ulp)
         if opcode is rdmap.Opcode.READ_RESPONSE:
             assert isinstance(header, ddp.Tagged)
-            self._deliver_response(header)
+            self._deliver_response(header, length)
         elif isinstance(header, ddp.Untagged):
             if opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
-                self._deliver_send(header, opcode is rdmap.Opcode.SEND_SE)
+                self._deliver_send(header, length, opcode is rdmap.Opcode.SEND_SE)
             elif opcode is rdmap.Opcode.READ_REQUEST:
                 self._deliver_request(payload)
             else:
                 self._deliver_terminate(payload)
 
-    def _deliver_send(self, header: ddp.Untagged, solicited: bool) -> None:
+    def _deliver_send(self, header: ddp.Untagged, length: int, solicited: bool) -> None:
         receive = self._receive
         assert receive is not None
-        receive.placed = self._message_position(header, receive)
+        receive.placed += length
         if not header.last:
             return
         self._receive = None
@@ -471,14 +490,9 @@ class Receiver:
         wc = WC(receive.wr_id, WcStatus.SUCCESS, WC_RECV, receive.placed, self._qp_num)
         self._complete(wc, solicited)
 
-    def _message_position(self, header: ddp.Untagged, receive: _Receive) -> int:
-        assert self.segment is not None
-        return header.mo + self.segment[1] - ddp.UNTAGGED_LEN
-
-    def _deliver_response(self, header: ddp.Tagged) -> None:
+    def _deliver_response(self, header: ddp.Tagged, length: int) -> None:
         read = self._tx.reads[0]
-        assert self.segment is not None
-        read.placed += self.segment[1] - ddp.TAGGED_LEN
+        read.placed += length
         if header.last:
             self._tx.reads.popleft()
             read.done = True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from steertag.rdma.constants import (
@@ -41,8 +41,11 @@ GATHER_OCTETS: Final = 1 << 20
 """Octets emitted at most for one call to the stream: enough that its cost is spread thin."""
 MAX_PARTS: Final = 960
 """Parts for one call: below Linux's IOV_MAX of 1024, with room for the last FPDU's."""
-_JOIN_BELOW: Final = 512
-"""Mean part size under which parts are joined into one buffer."""
+SMALL: Final = 1024
+"""Octets of a Write up to which its payload is copied into one buffer with its header: a copy of
+so little costs less than three entries of a scatter/gather list."""
+_SMALL_AT_ONCE: Final = 512
+_SEGMENT_ALIGN: Final = 64
 
 _TAGGED: Final = struct.Struct("!HBBIQ")
 _UNTAGGED: Final = struct.Struct("!HBBIIII")
@@ -59,6 +62,7 @@ _OP_TERMINATE: Final = rdmap.control(rdmap.Opcode.TERMINATE)
 _PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
 _NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
 _MSN_MASK: Final = 0xFFFFFFFF
+_TAGGED_LEN: Final = ddp.TAGGED_LEN
 
 
 class PendingRead:
@@ -81,27 +85,40 @@ _Unfinished = tuple[int, int, int, int, int, PendingRead | None, WcStatus]
 class _Message:
     """A message that is being cut into segments."""
 
-    __slots__ = ("control", "done", "msn", "position", "response", "sges", "stag", "to", "wqe")
+    __slots__ = ("control", "msn", "position", "response", "stag", "to", "total", "wqe")
 
     def __init__(
         self,
         control: int,
+        total: int,
         *,
         wqe: Wqe | None = None,
         response: rdmap.ReadRequest | None = None,
         stag: int = 0,
         to: int = 0,
         msn: int | None = None,
-        sges: Sges = (),
     ) -> None:
         self.control = control
+        self.total = total
         self.wqe = wqe
         self.response = response
         self.stag = stag
         self.to = to
         self.msn = msn
-        self.sges = sges
         self.position = 0
+
+    def segment_size(self, max_ulpdu: int) -> int:
+        """Octets of payload in each segment but the last: segments of about the same size.
+
+        A short last segment would cost as much as a long one; a multiple of 64 keeps the copies
+        aligned and needs no PAD.
+        """
+        room = max_ulpdu - (_TAGGED_LEN if self.msn is None else ddp.UNTAGGED_LEN)
+        if self.total <= room:
+            return room
+        count = -(-self.total // room)
+        even = -(-self.total // count)
+        return min(room, -(-even // _SEGMENT_ALIGN) * _SEGMENT_ALIGN)
 
 
 class Transmitter:
@@ -263,7 +280,8 @@ class Transmitter:
         return bool(wqe[2] & SEND_FENCE) and bool(self.reads)
 
     def _gather(self) -> None:
-        parts: list[Buffer] = []
+        before = self._emitted
+        parts = self._parts
         if not self.held:
             try:
                 self._gather_messages(parts)
@@ -282,85 +300,94 @@ class Transmitter:
             self._frame(parts, header, [memoryview(self._terminate)])
             self._terminate = None
             self._counters.terminates_sent += 1
-        octets = sum(map(len, parts))
-        if len(parts) > 1 and octets < _JOIN_BELOW * len(parts):
-            self._counters.staged_bytes += sum(
-                len(part) for part in parts if isinstance(part, memoryview)
-            )
-            parts = [b"".join(parts)]
-        self._parts = parts
-        self._part_octets = octets
+        self._part_octets = self._emitted - before
 
     def _gather_messages(self, parts: list[Buffer]) -> None:
+        """Emit messages and pieces of messages until there is enough for one call."""
         limit = self._emitted + GATHER_OCTETS
+        sq = self.sq
         while self._emitted < limit and len(parts) < MAX_PARTS and self._terminate is None:
-            if self._message is None and not self._next_message(parts):
-                return
+            if self._message is None:
+                if sq and sq[0][5] <= SMALL and not self.responses:
+                    self._small_writes(parts)
+                if not self._next_message(parts):
+                    return
             if self._message is not None:
-                self._segment(parts, self._message)
+                self._segments(parts, self._message, limit)
 
     def _next_message(self, parts: list[Buffer]) -> bool:
-        """Begin the next message; those of one small segment are emitted whole right here."""
+        """Begin the next message. False where there is none, or none that may go now."""
         sq = self.sq
         blocked = not sq or self._stalled(sq[0])
         if self.responses and (blocked or not self._response_last):
             request = self.responses.popleft()
             self._response_last = True
             self._message = _Message(
-                _OP_READ_RESPONSE, response=request, stag=request.sink_stag, to=request.sink_to
+                _OP_READ_RESPONSE,
+                request.size,
+                response=request,
+                stag=request.sink_stag,
+                to=request.sink_to,
             )
             return True
         if blocked:
             return False
         self._response_last = False
         wqe = sq[0]
-        opcode, length, sges = wqe[1], wqe[5], wqe[6]
-        if opcode == WR_RDMA_WRITE:
-            if len(sges) == 1 and length <= self.max_ulpdu - ddp.TAGGED_LEN:
-                self._whole_write(parts, wqe)
-                return True
-            sq.popleft()
-            self._message = _Message(_OP_WRITE, wqe=wqe, stag=wqe[3], to=wqe[4], sges=sges)
-        elif opcode == WR_RDMA_READ:
+        _, opcode, flags, rkey, remote_addr, length, _ = wqe
+        if opcode == WR_RDMA_READ:
             self._read_request(parts, wqe)
+            return True
+        sq.popleft()
+        if opcode == WR_RDMA_WRITE:
+            self._message = _Message(_OP_WRITE, length, wqe=wqe, stag=rkey, to=remote_addr)
         else:
-            sq.popleft()
-            control = _OP_SEND_SE if wqe[2] & SEND_SOLICITED else _OP_SEND
-            self._message = _Message(control, wqe=wqe, msn=self._send_msn, sges=sges)
+            control = _OP_SEND_SE if flags & SEND_SOLICITED else _OP_SEND
+            self._message = _Message(control, length, wqe=wqe, msn=self._send_msn)
             self._send_msn = (self._send_msn + 1) & _MSN_MASK
         return True
 
-    def _whole_write(self, parts: list[Buffer], wqe: Wqe) -> None:
-        """An RDMA Write of one segment, the case that message rate depends on."""
-        wr_id, opcode, flags, rkey, remote_addr, length, ((addr, _, lkey),) = wqe
-        region = self._table.regions.get(lkey)
-        if region is not None and region.pd == self._pd:
+    def _small_writes(self, parts: list[Buffer]) -> None:
+        """Emit the run of small RDMA Writes at the queue's head: what message rate depends on."""
+        sq, regions, pd, crc = self.sq, self._table.regions, self._pd, self.crc
+        unfinished, emitted = self._unfinished, self._emitted
+        success, fenced = WcStatus.SUCCESS, bool(self.reads)
+        small: list[Buffer] = []
+        octets = 0
+        for _ in range(min(len(sq), _SMALL_AT_ONCE)):
+            wr_id, opcode, flags, rkey, remote_addr, length, sges = sq[0]
+            if opcode != WR_RDMA_WRITE or length > SMALL or len(sges) != 1:
+                break
+            if fenced and flags & SEND_FENCE:
+                break
+            addr, _, lkey = sges[0]
+            region = regions.get(lkey)
+            if region is None or region.pd != pd:
+                break
             offset = addr - region.base
-            if offset >= 0 and offset + length <= region.length:
-                view = region.view[offset : offset + length]
-            else:
-                view = self._local(wqe, addr, length, lkey)
-        else:
-            view = self._local(wqe, addr, length, lkey)
-        self.sq.popleft()
-        ulpdu = length + ddp.TAGGED_LEN
-        header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
-        pad = -(ulpdu + 2) & 3
-        if self.crc:
-            value = crc32c(view, crc32c(header))
-            if pad:
-                value = crc32c(_PADS[pad], value)
+            if offset < 0 or offset + length > region.length:
+                break
+            view = region.view[offset : offset + length]
+            ulpdu = length + _TAGGED_LEN
+            header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
+            pad = -(ulpdu + 2) & 3
+            if not crc:
+                trailer = _NO_CRC[pad]
+            elif pad:
+                value = crc32c(_PADS[pad], crc32c(view, crc32c(header)))
                 trailer = _PADS[pad] + CRC_FIELD.pack(value)
             else:
-                trailer = CRC_FIELD.pack(value)
-        else:
-            trailer = _NO_CRC[pad]
-        parts += (header, view, trailer)
-        self._counters.tx_fpdus += 1
-        self._emitted += ulpdu + pad + 6
-        self._unfinished.append(
-            (self._emitted, wr_id, opcode, flags, length, None, WcStatus.SUCCESS)
-        )
+                trailer = CRC_FIELD.pack(crc32c(view, crc32c(header)))
+            small += (header, view, trailer)
+            octets += length
+            emitted += ulpdu + pad + 6
+            sq.popleft()
+            unfinished.append((emitted, wr_id, opcode, flags, length, None, success))
+        if small:
+            parts.append(b"".join(small))
+            self._counters.staged_bytes += octets
+            self._counters.tx_fpdus += len(small) // 3
+            self._emitted = emitted
 
     def _local(self, wqe: Wqe, addr: int, length: int, lkey: int, right: int = 0) -> memoryview:
         """`StagTable.local_view`; on failure `wqe` (still on the queue, or the message) is done."""
@@ -401,75 +428,85 @@ class Transmitter:
             (self._emitted, wr_id, opcode, flags, length, read, WcStatus.SUCCESS)
         )
 
-    def _segment(self, parts: list[Buffer], message: _Message) -> None:
-        """Emit the message's next segment."""
-        msn = message.msn
-        room = self.max_ulpdu - (ddp.TAGGED_LEN if msn is None else ddp.UNTAGGED_LEN)
-        request, wqe = message.response, message.wqe
-        if request is not None:
-            total = request.size
-            size = min(room, total - message.position)
-            views = self._response_views(request, message.position, size)
-        else:
-            assert wqe is not None
-            total = wqe[5]
-            size = min(room, total - message.position)
-            views = self._sge_views(wqe, message, size)
-        last = message.position + size == total
-        if msn is None:
-            header = _TAGGED.pack(
-                size + ddp.TAGGED_LEN,
-                _CTL_TAGGED_LAST if last else _CTL_TAGGED,
-                message.control,
-                message.stag,
-                message.to + message.position,
-            )
-        else:
-            header = _UNTAGGED.pack(
-                size + ddp.UNTAGGED_LEN,
-                _CTL_UNTAGGED_LAST if last else _CTL_UNTAGGED,
-                message.control,
-                0,
-                rdmap.QN_SEND,
-                msn,
-                message.position,
-            )
-        self._frame(parts, header, views)
-        message.position += size
+    def _segments(self, parts: list[Buffer], message: _Message, limit: int) -> None:
+        """Emit the message's next segments, until its end or until there is enough."""
+        total, position = message.total, message.position
+        step = message.segment_size(self.max_ulpdu)
+        crc, control = self.crc, message.control
+        emitted = self._emitted
+        source = self._source(message, min(total - position, limit - emitted + step))
+        at = 0
+        while True:
+            size = min(step, total - position)
+            last = position + size == total
+            if message.msn is None:
+                header = _TAGGED.pack(
+                    size + _TAGGED_LEN,
+                    _CTL_TAGGED_LAST if last else _CTL_TAGGED,
+                    control,
+                    message.stag,
+                    message.to + position,
+                )
+            else:
+                header = _UNTAGGED.pack(
+                    size + ddp.UNTAGGED_LEN,
+                    _CTL_UNTAGGED_LAST if last else _CTL_UNTAGGED,
+                    control,
+                    0,
+                    rdmap.QN_SEND,
+                    message.msn,
+                    position,
+                )
+            if len(source) == 1:
+                payload = source[0][at : at + size]
+                pad = -(size + len(header)) & 3
+                if crc and not pad:
+                    trailer = CRC_FIELD.pack(crc32c(payload, crc32c(header)))
+                else:
+                    trailer = self._trailer(header, (payload,), pad)
+                parts += (header, payload, trailer)
+                self._emitted += len(header) + size + pad + 4
+                self._counters.tx_fpdus += 1
+            else:
+                self._frame(parts, header, _cut(source, at, size))
+            position += size
+            at += size
+            if last or self._emitted >= limit or len(parts) >= MAX_PARTS:
+                break
+        message.position = position
         if last:
             self._message = None
-            if wqe is not None:
-                wr_id, opcode, flags = wqe[:3]
+            if message.wqe is not None:
+                wr_id, opcode, flags = message.wqe[:3]
                 self._unfinished.append(
                     (self._emitted, wr_id, opcode, flags, total, None, WcStatus.SUCCESS)
                 )
 
-    def _response_views(
-        self, request: rdmap.ReadRequest, position: int, size: int
-    ) -> list[memoryview]:
-        if not size:
+    def _source(self, message: _Message, octets: int) -> list[memoryview]:
+        """Views of the message's next `octets`; checked anew each time: a region may have been
+        deregistered meanwhile."""
+        if not octets:
             return []
-        # Checked again for every segment: the region may have been deregistered meanwhile.
-        region = self._table.regions.get(request.source_stag)
-        if region is None or region.pd != self._pd:
-            self._message = None
-            raise LocalProtectionError("the source of a Read Response was deregistered")
-        offset = request.source_to - region.base + position
-        return [region.view[offset : offset + size]]
-
-    def _sge_views(self, wqe: Wqe, message: _Message, size: int) -> list[memoryview]:
-        """`size` octets of the request's gather list from the message's position on."""
+        request, wqe = message.response, message.wqe
+        if request is not None:
+            region = self._table.regions.get(request.source_stag)
+            if region is None or region.pd != self._pd:
+                self._message = None
+                raise LocalProtectionError("the source of a Read Response was deregistered")
+            offset = request.source_to - region.base + message.position
+            return [region.view[offset : offset + octets]]
+        assert wqe is not None
         views: list[memoryview] = []
         skip = message.position
-        for addr, length, lkey in message.sges:
+        for addr, length, lkey in wqe[6]:
             if skip >= length:
                 skip -= length
                 continue
-            take = min(length - skip, size)
+            take = min(length - skip, octets)
             if not take:
                 break
             views.append(self._local(wqe, addr + skip, take, lkey))
-            size -= take
+            octets -= take
             skip = 0
         return views
 
@@ -477,15 +514,35 @@ class Transmitter:
         """Append the FPDU of `header` (its MPA length included) and `payload`."""
         size = len(header) + sum(map(len, payload))
         pad = -size & 3
-        if self.crc:
-            value = crc32c(header)
-            for view in payload:
-                value = crc32c(view, value)
-            trailer = _PADS[pad] + CRC_FIELD.pack(crc32c(_PADS[pad], value) if pad else value)
-        else:
-            trailer = _NO_CRC[pad]
+        trailer = self._trailer(header, payload, pad)
         parts.append(header)
         parts += payload
         parts.append(trailer)
         self._counters.tx_fpdus += 1
         self._emitted += size + pad + 4
+
+    def _trailer(self, header: bytes, payload: Iterable[memoryview], pad: int) -> bytes:
+        if not self.crc:
+            return _NO_CRC[pad]
+        value = crc32c(header)
+        for view in payload:
+            value = crc32c(view, value)
+        if pad:
+            value = crc32c(_PADS[pad], value)
+        return _PADS[pad] + CRC_FIELD.pack(value)
+
+
+def _cut(source: list[memoryview], at: int, size: int) -> list[memoryview]:
+    """`size` octets from `at` on of the concatenation of `source`."""
+    views: list[memoryview] = []
+    for view in source:
+        if at >= len(view):
+            at -= len(view)
+            continue
+        take = min(len(view) - at, size)
+        if not take:
+            break
+        views.append(view[at : at + take])
+        size -= take
+        at = 0
+    return views

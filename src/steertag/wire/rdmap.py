@@ -34,6 +34,8 @@ class Opcode(IntEnum):
     TERMINATE = 7
 
 
+_OPCODES: Final = {int(opcode): opcode for opcode in Opcode}
+
 QN_SEND: Final = 0
 QN_READ_REQUEST: Final = 1
 QN_TERMINATE: Final = 2
@@ -75,15 +77,15 @@ def parse_control(octet: int) -> Opcode:
         raise ProtocolError(
             LAYER_RDMAP, ETYPE_OPERATION, O_INVALID_VERSION, f"RDMAP version {octet >> 6}"
         )
-    try:
-        return Opcode(octet & OPCODE_MASK)
-    except ValueError:
+    opcode = _OPCODES.get(octet & OPCODE_MASK)
+    if opcode is None:
         raise ProtocolError(
             LAYER_RDMAP,
             ETYPE_OPERATION,
             O_UNEXPECTED_OPCODE,
             f"RDMAP opcode {octet & OPCODE_MASK}",
-        ) from None
+        )
+    return opcode
 
 
 _READ_REQUEST: Final = struct.Struct("!IQIIQ")
