@@ -91,11 +91,13 @@ class QueuePair:
             OSError: EINVAL for an opcode, a list of elements or a state that doesn't fit;
                 ENOMEM when the send queue is full.
         """
-        if self.state is QpState.ERROR or self.state is QpState.TERMINATE:
-            self._flush_now(wr)
-            return
         if self.state is not QpState.RTS:
-            raise os_error(errno.EINVAL, f"post_send on a QP in state {self.state.name}")
+            if self.state is QpState.ERROR:
+                self._flush_now(wr)
+                return
+            # In TERMINATE it waits for its turn to be flushed, behind what was posted before.
+            if self.state is not QpState.TERMINATE:
+                raise os_error(errno.EINVAL, f"post_send on a QP in state {self.state.name}")
         opcode = wr.opcode
         if opcode not in WC_OF_WR:
             raise os_error(errno.EINVAL, f"work request opcode {opcode}")
@@ -117,13 +119,17 @@ class QueuePair:
                 raise os_error(errno.EINVAL, "the peer takes no Read Requests (ORD is 0)")
         if length < 0 or length > 0xFFFFFFFF:
             raise os_error(errno.EINVAL, f"message of {length} octets")
+        if wr.rkey >> 32 or wr.remote_addr < 0 or wr.remote_addr + length > 1 << 64:
+            raise os_error(
+                errno.EINVAL, f"{length} octets at remote address {wr.remote_addr}, rkey {wr.rkey}"
+            )
         tx.sq.append(
             (wr.wr_id, opcode, wr.send_flags | flags, wr.rkey, wr.remote_addr, length, sges)
         )
 
     def post_recv(self, wr: RecvWR) -> None:
         """Queue one receive (not the list linked behind it). Raises as `post_send`."""
-        if self.state is QpState.ERROR or self.state is QpState.TERMINATE:
+        if self.state is QpState.ERROR:
             wc = WC(wr.wr_id, WcStatus.WR_FLUSH_ERR, 128, 0, self.qp_num)
             self._recv_cq.push(wc)
             return
@@ -323,6 +329,8 @@ def _sges(sg: object, limit: int) -> Sges:
     for sge in sg:  # type: ignore[attr-defined]
         if not isinstance(sge, SGE):
             raise os_error(errno.EINVAL, f"{sge!r} is no SGE")
+        if sge.length < 0:
+            raise os_error(errno.EINVAL, f"element of {sge.length} octets")
         elements.append((sge.addr, sge.length, sge.lkey))
     if len(elements) > limit:
         raise os_error(errno.EINVAL, f"{len(elements)} elements, the QP takes {limit}")

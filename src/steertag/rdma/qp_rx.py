@@ -270,8 +270,10 @@ class Receiver:
             self.segment = None
             return
         if not tagged and self._buf[at + 1] & rdmap.OPCODE_MASK == rdmap.Opcode.READ_REQUEST:
-            size += rdmap.READ_REQUEST_LEN
-        self.segment = (bytes(self._buf[at : at + min(size, ulpdu)]), ulpdu)
+            # Quoted whole or not at all: a Terminate says only that it is there.
+            whole = size + rdmap.READ_REQUEST_LEN
+            size = whole if ulpdu >= whole else size
+        self.segment = (bytes(self._buf[at : at + size]), ulpdu)
 
     def _crc_error(self) -> None:
         self.segment = None
@@ -500,6 +502,13 @@ class Receiver:
 
     def _deliver_request(self, payload: memoryview) -> None:
         request = rdmap.ReadRequest.parse(payload)
+        if request.sink_to + request.size > 1 << 64:
+            raise ProtocolError(
+                rdmap.LAYER_RDMAP,
+                rdmap.ETYPE_PROTECTION,
+                rdmap.P_TO_WRAP,
+                "Read Response would wrap the tagged offset",
+            )
         if request.size:
             self._table.read_source(request.source_stag, self._pd, request.source_to, request.size)
         self._request_msn = (self._request_msn + 1) & _MSN_MASK

@@ -258,6 +258,7 @@ class Transmitter:
         if self._terminate is None:
             self._terminate = payload
             self.responses.clear()
+            self.held = True
 
     def forget_message(self) -> None:
         """Give up the message that is being cut: its request is flushed with those behind it."""
