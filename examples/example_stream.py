@@ -158,8 +158,10 @@ class ExampleStream:
     def recvmsg(self, sk: Sock, msg: MsgHdr, flags: int) -> int:
         ex = example_sk(sk)
         count = net.stream_recv(sk, msg, flags)
+        if not count or sk.sk_shutdown & net.RCV_SHUTDOWN:
+            return count
         opened = self.window(ex) - ex.rcv_adv
-        if count and (opened >= sk.sk_rcvbuf // 4 or not len(sk.sk_receive_queue)):
+        if opened >= sk.sk_rcvbuf // 4 or not len(sk.sk_receive_queue):
             if not ex.rcv_adv:
                 net.sk_rcvbuf_grow(sk)  # the sender had to wait for us
             self.transmit(ex, ACK)
@@ -264,8 +266,7 @@ class ExampleStream:
         assert self.prot.h is not None  # given in __init__
         found = self.prot.h.lookup(frame.src, frame.sport, frame.dst, frame.dport)
         if found is None:
-            if frame.kind != RST:
-                self.refuse(frame)
+            self.stranger_received(frame)
             return
         ex = example_sk(found)
         if ex.sk_state == TcpState.TCP_LISTEN:
@@ -274,6 +275,14 @@ class ExampleStream:
             self.reset_received(ex)
         else:
             self.segment_received(ex, frame, payload)
+
+    def stranger_received(self, frame: Frame) -> None:
+        """For a sock that is not there, or no longer: its peer may still have an end to send."""
+        if frame.kind == FIN:
+            ends = (frame.dport, frame.sport, frame.dst, frame.src)
+            self.device.transmit([Frame(ACK, *ends, seq=frame.ack, ack=frame.seq + 1).emit()])
+        elif frame.kind in (SYN, DATA):
+            self.refuse(frame)
 
     def refuse(self, frame: Frame) -> None:
         answer = Frame(RST, frame.dport, frame.sport, frame.dst, frame.src)

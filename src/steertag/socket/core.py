@@ -314,7 +314,8 @@ class socket:  # the standard library's name
         try:
             return call()
         except BlockingIOError:
-            if self._timeout == 0.0 or flags & std.MSG_DONTWAIT:
+            # As in the standard library, MSG_DONTWAIT does not shorten a timeout.
+            if self._timeout == 0.0 or (self._timeout is None and flags & std.MSG_DONTWAIT):
                 raise
         limit = self._timeout
         if limit is None:
