@@ -17,7 +17,7 @@ STAG: Final = (sys.executable, "-m", "steertag")
 PATIENCE: Final = 60.0
 """Seconds to wait for what comes at once on a machine that isn't overloaded."""
 
-PATHS: Final = ("tcp-buffered", "tcp-sendfile")
+PATHS: Final = ("tcp-buffered", "tcp-sendfile", "rdma-write", "rdma-read")
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -34,6 +34,8 @@ from steertag.transfer.url import DEFAULT_PORT, Url, parse_address, parse_url
 
 P = ParamSpec("P")
 Command = Callable[P, None]
+# Whether a file can be read is told by opening it, with its own exit code.
+_FILE = click.Path(path_type=Path, readable=False)
 _CLIENT = Options()
 _SERVER = ServerConfig(Path())
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -96,7 +98,7 @@ _quiet_option = click.option(
 )
 _token_option = click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help=f"File with the server's token (also from ${TOKEN_FILE_VARIABLE}).",
 )
 _connection_options = _options(
@@ -178,7 +180,7 @@ def _connect(
 
 @click.command()
 @click.argument("url")
-@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@click.argument("dest", required=False, type=_FILE)
 @_move_options
 @_one_line_errors
 def get(
@@ -212,7 +214,7 @@ def get(
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=_FILE)
 @click.argument("url")
 @_move_options
 @_one_line_errors
@@ -317,7 +319,7 @@ def _details(entry: Entry) -> str:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=_FILE)
 @click.option(
     "--bind",
     default="127.0.0.1",
@@ -328,7 +330,7 @@ def _details(entry: Entry) -> str:
 @click.option("--writable", is_flag=True, help="Let clients put files.")
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     help="File with the token that clients have to know.",
 )
 @click.option("--no-auth", is_flag=True, help="Let everybody in, on whatever address.")

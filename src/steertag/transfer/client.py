@@ -10,18 +10,20 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from steertag.errors import WireError
+from steertag.transfer import rdma
 from steertag.transfer.auth import NONCE_OCTETS, Challenge, same
 from steertag.transfer.control import Control
 from steertag.transfer.digest import DEFAULT_DIGEST, new_digest
 from steertag.transfer.errors import (
     ConnectionLost,
     ExitCode,
+    PathCode,
     PathFailed,
     TransferError,
 )
@@ -37,6 +39,7 @@ from steertag.transfer.paths import (
 )
 from steertag.transfer.progress import Progress
 from steertag.transfer.protocol import (
+    MAX_NAME,
     VERSION,
     Auth,
     AuthReply,
@@ -295,30 +298,64 @@ class Client:
     def _attempts(
         self, transfer: Sending | Receiving, asked: str, progress: Progress
     ) -> tuple[PathName, str, Outcome, Fallback | None]:
-        own = Capability(False, "not built in")
-        peer = Capability(self.server.rdma, printable(self.server.rdma_reason))
         first = PREFERRED_RDMA if asked == AUTO else PathName(asked)
         try:
-            choice = choose(asked, own, peer)
+            peer = Capability(self.server.rdma, printable(self.server.rdma_reason))
+            choice = choose(asked, rdma.capability, peer)
+            self._start(first)
             if asked == AUTO:
                 progress.picked(choice.path, choice.why)
-            return choice.path, choice.why, self._attempt(transfer, choice.path), None
+            return first, choice.why, self._attempt(transfer, first), None
         except PathFailed as error:
             if not first.is_rdma:
-                raise WireError(f"the server gave up {first}") from error
+                raise WireError(f"the server gave up {first}: {error.reason}") from error
+            # What ended the path may have ended the transfer; then the server has said so.
+            with suppress(PathFailed):
+                self._control.listen()
             fallback = Fallback(first, PREFERRED_TCP, error.reason, error.code)
-        why = f"fell back from {first}: {fallback.reason}"
+        self._start(PREFERRED_TCP, fallback)
         progress.fell_back(fallback)
         progress.restart()
-        return PREFERRED_TCP, why, self._attempt(transfer, PREFERRED_TCP, fallback), fallback
+        outcome = self._attempt(transfer, PREFERRED_TCP)
+        return PREFERRED_TCP, f"fell back from {first}: {fallback.reason}", outcome, fallback
 
-    def _attempt(
-        self, transfer: Sending | Receiving, path: PathName, after: Fallback | None = None
-    ) -> Outcome:
-        code, reason = (after.code, after.reason) if after else ("", "")
+    def _start(self, path: PathName, after: Fallback | None = None) -> None:
+        code, reason = (after.code, after.reason[:MAX_NAME]) if after else ("", "")
         self._control.send(Start(self._next_serial(), path, code, reason))
         self._control.expect(Started)
-        return transfer.run(path)
+
+    def _attempt(self, transfer: Sending | Receiving, path: PathName) -> Outcome:
+        if not path.is_rdma:
+            return transfer.run(path, None)
+        with self._dial() as end:
+            return transfer.run(path, end)
+
+    def _dial(self) -> rdma.End:
+        """An RDMA connection to the server, bound to this session and attempt."""
+        timeout = self._options.rdma_timeout
+        begin = time.monotonic()
+        try:
+            sock = self._control.stream.sibling(timeout)
+        except TimeoutError as error:
+            raise PathFailed(
+                PathCode.TIMEOUT, f"no second connection to the server in {timeout:g} s"
+            ) from error
+        except OSError as error:
+            raise PathFailed(
+                PathCode.REFUSED, f"no second connection to the server: {error.strerror or error}"
+            ) from error
+        end = rdma.End(sock)
+        ticket = rdma.Ticket(
+            session=self._challenge.session,
+            serial=self._control.serial,
+            binding=self._challenge.rdma_binding(self._token or b"", self._control.serial),
+        )
+        try:
+            end.connect(ticket.pack(), max(timeout - (time.monotonic() - begin), 0.01))
+        except BaseException:
+            end.close()
+            raise
+        return end
 
 
 def connect(

@@ -68,7 +68,7 @@ class Control:
         """Send `error` to the peer, once."""
         if not error.told:
             error.told = True
-            self.send(Failed(self.serial, int(error.code), error.message[:MAX_NAME]))
+            self.send(failure(error, self.serial))
 
     def receive(self, deadline: float | None = None, max_body: int | None = None) -> Message:
         """The next message, whatever it is.
@@ -92,19 +92,34 @@ class Control:
             WireError: anything else came.
         """
         while True:
-            message = self.receive()
-            serial = getattr(message, "serial", self.serial)
-            if self._serves and isinstance(message, Start) and serial > self.serial:
-                if cls is Start:
-                    self.serial = serial
-                    return message  # type: ignore[return-value]
-                raise Restart(message)
-            if serial < self.serial:
-                continue
+            message = self._sift(self.receive(), cls is Start)
             if isinstance(message, cls):
                 return message
-            self._raise_for(message)
-            raise WireError(f"{cls.KIND.name} was due, {message.KIND.name} came")
+            if message is not None:
+                raise WireError(f"{cls.KIND.name} was due, {message.KIND.name} came")
+
+    def listen(self) -> None:
+        """Look, without waiting, whether the peer ended or restarted the current attempt.
+
+        Raises as `expect` does; a message that is no such news is a WireError.
+        """
+        while self.stream.readable():
+            message = self._sift(self.receive(), False)
+            if message is not None:
+                raise WireError(f"{message.KIND.name} came in the middle of an attempt")
+
+    def _sift(self, message: Message, start_is_due: bool) -> Message | None:
+        """`message`, or None when it is stale; raises what ends the current attempt."""
+        serial = getattr(message, "serial", self.serial)
+        if self._serves and isinstance(message, Start) and serial > self.serial:
+            if not start_is_due:
+                raise Restart(message)
+            self.serial = serial
+            return message
+        if serial < self.serial:
+            return None
+        self._raise_for(message)
+        return message
 
     def _raise_for(self, message: Message) -> None:
         if isinstance(message, Failed):
@@ -113,6 +128,11 @@ class Control:
             known = message.code in PathCode.__members__.values()
             code = PathCode(message.code) if known else PathCode.LOST
             raise PathFailed(code, printable(message.reason))
+
+
+def failure(error: TransferError, serial: int) -> Failed:
+    """The message that tells a peer of `error`."""
+    return Failed(serial, int(error.code), error.message[:MAX_NAME])
 
 
 def peer_failed(message: Failed) -> PeerFailed:

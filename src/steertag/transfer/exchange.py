@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from steertag.transfer import tcp
+from steertag.transfer import rdma, tcp
 from steertag.transfer.auth import same
 from steertag.transfer.control import Control
-from steertag.transfer.digest import new_digest
+from steertag.transfer.digest import Hasher, new_digest
 from steertag.transfer.errors import ExitCode, TransferError
 from steertag.transfer.names import escape
 from steertag.transfer.paths import PathName
 from steertag.transfer.progress import Progress
 from steertag.transfer.protocol import Done, Result
+from steertag.transfer.rdma import End, Job
 from steertag.transfer.report import Meter, Side
 from steertag.transfer.store import Sink, Source
 
@@ -46,6 +47,10 @@ def _telling(control: Control) -> Iterator[None]:
         raise
 
 
+def _job(path: PathName, hasher: Hasher, control: Control, meter: Meter, progress: Progress) -> Job:
+    return Job(path, hasher, meter, progress.moved, control.stream.idle, control.listen)
+
+
 class Sending:
     """Sends `source` to whoever is at the other end of `control`."""
 
@@ -58,14 +63,21 @@ class Sending:
         self._meter = meter
         self._progress = progress
 
-    def run(self, path: PathName) -> Outcome:
-        """One attempt over `path`."""
+    def run(self, path: PathName, end: End | None) -> Outcome:
+        """One attempt over `path`; `end` is its RDMA connection if it needs one."""
         with _telling(self._control):
             hasher = new_digest(self._digest)
-            send = tcp.send_buffered if path is PathName.TCP_BUFFERED else tcp.send_sendfile
-            send(self._control, self._source, hasher, self._meter, self._progress.moved)
+            if end is not None:
+                job = _job(path, hasher, self._control, self._meter, self._progress)
+                rdma.send(end, self._source, job)
+            else:
+                self._over_tcp(path, hasher)
             self._source.check_unchanged()
             return self._finish(hasher.digest())
+
+    def _over_tcp(self, path: PathName, hasher: Hasher) -> None:
+        send = tcp.send_buffered if path is PathName.TCP_BUFFERED else tcp.send_sendfile
+        send(self._control, self._source, hasher, self._meter, self._progress.moved)
 
     def _finish(self, digest: bytes) -> Outcome:
         own = self._meter.side()
@@ -98,14 +110,18 @@ class Receiving:
         self._meter = meter
         self._progress = progress
 
-    def run(self, path: PathName) -> Outcome:
-        """One attempt over `path`."""
+    def run(self, path: PathName, end: End | None) -> Outcome:
+        """One attempt over `path`; `end` is its RDMA connection if it needs one."""
         with _telling(self._control):
             hasher = new_digest(self._digest)
-            buffered = path is PathName.TCP_BUFFERED
-            step = tcp.BUFFERED_STEP if buffered else tcp.SENDFILE_STEP
-            args = (hasher, self._meter, self._progress.moved)
-            tcp.receive(self._control, self._sink, step, *args)
+            if end is not None:
+                job = _job(path, hasher, self._control, self._meter, self._progress)
+                rdma.receive(end, self._sink, job)
+            else:
+                buffered = path is PathName.TCP_BUFFERED
+                step = tcp.BUFFERED_STEP if buffered else tcp.SENDFILE_STEP
+                args = (hasher, self._meter, self._progress.moved)
+                tcp.receive(self._control, self._sink, step, *args)
             return self._finish(hasher.digest())
 
     def _finish(self, digest: bytes) -> Outcome:

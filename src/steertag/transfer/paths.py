@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -46,7 +47,7 @@ class Choice:
     why: str
 
 
-def choose(asked: str, own: Capability, peer: Capability) -> Choice:
+def choose(asked: str, own: Callable[[], Capability], peer: Capability) -> Choice:
     """The path for `asked` ("auto" or a path's name).
 
     Raises:
@@ -56,8 +57,9 @@ def choose(asked: str, own: Capability, peer: Capability) -> Choice:
     path = PREFERRED_RDMA if asked == AUTO else PathName(asked)
     if not path.is_rdma:
         return Choice(path, "asked for")
-    if not own.rdma:
-        raise PathFailed(PathCode.LOCAL_NO_RDMA, f"this side has no RDMA: {own.reason}")
     if not peer.rdma:
         raise PathFailed(PathCode.PEER_NO_RDMA, f"the server has no RDMA: {peer.reason}")
+    mine = own()
+    if not mine.rdma:
+        raise PathFailed(PathCode.LOCAL_NO_RDMA, f"this side has no RDMA: {mine.reason}")
     return Choice(path, "both sides have RDMA" if asked == AUTO else "asked for")

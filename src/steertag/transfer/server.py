@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import threading
 import time
 from collections import Counter
@@ -23,12 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from steertag.transfer.errors import ExitCode, TransferError
+from steertag import socket
+from steertag.errors import WireError
+from steertag.transfer import rdma
+from steertag.transfer.errors import ExitCode, PathFailed, TransferError
 from steertag.transfer.names import escape
 from steertag.transfer.paths import Capability
 from steertag.transfer.session import Session
 from steertag.transfer.store import Tree
-from steertag.transfer.stream import Stream, is_loopback, is_rdma, listen
+from steertag.transfer.stream import is_loopback, is_rdma, listen, shut
 from steertag.transfer.url import DEFAULT_PORT, SCHEME, format_address
 
 Event = dict[str, Any]
@@ -87,9 +89,10 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
-        self.rdma = Capability(False, "not built in")
+        self.rdma = rdma.capability() if config.rdma else Capability(False, "off by --no-rdma")
         self._lock = threading.Lock()
-        self._threads: dict[threading.Thread, Stream | None] = {}
+        self._threads: dict[threading.Thread, Callable[[], None]] = {}
+        """Each connection's thread, and what wakes it when the server closes."""
         self._sessions: dict[bytes, Session] = {}
         self._strangers = 0
         self._closing = False
@@ -130,9 +133,8 @@ class Server:
         self._acceptor.join()
         with self._lock:
             threads = dict(self._threads)
-        for stream in threads.values():
-            if stream is not None:
-                stream.shutdown()
+        for wake in threads.values():
+            wake()
         for thread in threads:
             thread.join()
         self._listener.close()
@@ -183,7 +185,7 @@ class Server:
                 thread = threading.Thread(
                     target=self._serve, args=(sock, peer), name=f"stag-{peer}"
                 )
-                self._threads[thread] = None
+                self._threads[thread] = lambda: shut(sock)
             else:
                 self.counters["refused"] += 1
         if room:
@@ -193,29 +195,55 @@ class Server:
             self.report({"event": "refused", "peer": peer, "reason": "too many connections"})
 
     def _serve(self, sock: socket.socket, peer: str) -> None:
-        me = threading.current_thread()
+        """A connection's thread: find out what it is, then run it."""
+        try:
+            if is_rdma(sock, self.config.hello_timeout):
+                self._take_rdma(sock, peer)
+            else:
+                self._run_session(sock, peer)
+        finally:
+            with self._lock:
+                del self._threads[threading.current_thread()]
+
+    def _run_session(self, sock: socket.socket, peer: str) -> None:
         session = Session(self, sock, peer)
         try:
             with self._lock:
-                self._threads[me] = session.stream
+                self._threads[threading.current_thread()] = session.shutdown
                 closing = self._closing
-            if not closing:
-                self._greet_and_run(session, sock)
+            try:
+                known = not closing and session.greet(time.monotonic() + self.config.hello_timeout)
+            finally:
+                self._no_stranger()
+            if known:
+                session.run()
         finally:
-            session.close()
             with self._lock:
                 self._sessions.pop(session.id, None)
-                del self._threads[me]
+            session.close()
 
-    def _greet_and_run(self, session: Session, sock: socket.socket) -> None:
-        deadline = time.monotonic() + self.config.hello_timeout
+    def _take_rdma(self, sock: socket.socket, peer: str) -> None:
+        """Read an MPA Request and hand the connection to the session that it names."""
+        end = rdma.End(sock)
         try:
-            known = not is_rdma(sock, self.config.hello_timeout) and session.greet(deadline)
-        finally:
+            ticket = rdma.Ticket.parse(end.request(self.config.hello_timeout))
             with self._lock:
-                self._strangers -= 1
-        if known:
-            session.run()
+                session = self._sessions.get(ticket.session)
+            if self.rdma.rdma and session is not None and session.offer(ticket, end):
+                return
+            end.reject()
+            reason = "no such session"
+        except (PathFailed, WireError) as error:
+            reason = str(error)
+        finally:
+            self._no_stranger()
+        end.close()
+        self.count("wire_errors")
+        self.report({"event": "rdma-refused", "peer": peer, "reason": reason})
+
+    def _no_stranger(self) -> None:
+        with self._lock:
+            self._strangers -= 1
 
     def enter(self, session: Session) -> None:
         """Make room for a session that has shown that it may be here.

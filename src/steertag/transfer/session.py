@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import resource
 import secrets
-import socket
+import select
+import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from steertag import socket
 from steertag.errors import WireError
+from steertag.transfer import rdma
 from steertag.transfer.auth import NONCE_OCTETS, SESSION_OCTETS, Challenge, same
-from steertag.transfer.control import Control, Restart
+from steertag.transfer.control import Control, Restart, failure
 from steertag.transfer.digest import new_digest
 from steertag.transfer.errors import (
     ConnectionLost,
@@ -64,8 +71,25 @@ class Session:
         self.peer = peer
         self.stream = Stream(sock, self._config.idle_timeout, peer, self._meter)
         self._control = Control(self.stream, serves=True)
+        self._offers: deque[tuple[int, rdma.End]] = deque()
+        self._offers_lock = threading.Lock()
+        self._offered = os.eventfd(0, os.EFD_CLOEXEC)
+        self._closed = False
+        self._end: rdma.End | None = None
+        self._last_error: Failed | None = None
+
+    def shutdown(self) -> None:
+        """Make this session end soon; safe from another thread."""
+        self.stream.shutdown()
+        if self._end is not None:
+            self._end.shutdown()
 
     def close(self) -> None:
+        with self._offers_lock:
+            self._closed = True
+        while self._offers:
+            self._offers.popleft()[1].close()
+        os.close(self._offered)
         self.stream.close()
 
     # The greeting
@@ -77,7 +101,6 @@ class Session:
             self._control.send_magic()
             try:
                 self._say_hello(deadline)
-                self._server.enter(self)
             except TransferError as error:
                 self._control.tell(error)
                 raise
@@ -111,22 +134,26 @@ class Session:
             rdma=rdma.rdma,
             rdma_reason=rdma.reason,
         )
-        self._control.send(reply)
-        if token is not None:
-            self._authenticate(token, challenge, deadline)
         self.challenge = challenge
+        if token is None:
+            self._server.enter(self)
+            self._control.send(reply)
+        else:
+            self._control.send(reply)
+            self._check_proof(token, deadline)
+            self._server.enter(self)
+            self._control.send(AuthReply(challenge.server_proof(token)))
 
-    def _authenticate(self, token: bytes, challenge: Challenge, deadline: float) -> None:
+    def _check_proof(self, token: bytes, deadline: float) -> None:
         auth = self._control.receive(deadline, _STRANGER_BODY)
         if not isinstance(auth, Auth):
             raise TransferError(ExitCode.AUTHENTICATION, "this server wants a token first")
-        if not same(auth.proof, challenge.client_proof(token)):
+        if not same(auth.proof, self.challenge.client_proof(token)):
             self._server.count("auth_failures")
             raise TransferError(
                 ExitCode.AUTHENTICATION,
                 "the token is not this server's; use the file that `stag serve` named",
             )
-        self._control.send(AuthReply(challenge.server_proof(token)))
 
     # Requests
 
@@ -157,6 +184,7 @@ class Session:
             self._server.count("failed")
             self._log("failed", code=int(error.code), reason=error.message)
             self._control.tell(error)
+            self._last_error = failure(error, self._control.serial)
 
     def _dispatch(self, message: Message) -> None:
         if isinstance(message, List):
@@ -165,6 +193,9 @@ class Session:
             self._get(message)
         elif isinstance(message, Put):
             self._put(message)
+        elif isinstance(message, Start) and self._last_error is not None:
+            # The client has not heard yet that the transfer is over; say it again.
+            self._control.send(dataclasses.replace(self._last_error, serial=message.serial))
         elif not isinstance(message, Failed):
             raise WireError(f"a request was due, {message.KIND.name} came")
 
@@ -216,16 +247,56 @@ class Session:
         while True:
             try:
                 path = _known_path(start.path)
+                if path.is_rdma and not self._server.rdma.rdma:
+                    raise PathFailed(PathCode.PEER_NO_RDMA, self._server.rdma.reason)
                 self._control.send(Started(start.serial))
-                if path.is_rdma:
-                    raise PathFailed(PathCode.PEER_NO_RDMA, "the server has no RDMA")
-                return path, transfer.run(path)
+                if not path.is_rdma:
+                    return path, transfer.run(path, None)
+                with self._rdma_end(start.serial) as end:
+                    self._end = end
+                    end.accept()
+                    return path, transfer.run(path, end)
             except PathFailed as error:
                 self._control.send(PathDown(start.serial, error.code, error.reason))
                 start = self._control.expect(Start)
             except Restart as restart:
                 start = restart.start
                 self._control.serial = start.serial
+            if start.code:
+                self._log("fallback", path=start.path, code=start.code, reason=start.reason)
+
+    # RDMA connections
+
+    def offer(self, ticket: rdma.Ticket, end: rdma.End) -> bool:
+        """Take over `end`, whose request came with `ticket`; False if it is none of ours."""
+        binding = self.challenge.rdma_binding(self._config.token or b"", ticket.serial)
+        if not same(binding, ticket.binding):
+            return False
+        with self._offers_lock:
+            if self._closed:
+                return False
+            self._offers.append((ticket.serial, end))
+            os.eventfd_write(self._offered, 1)
+        return True
+
+    def _rdma_end(self, serial: int) -> rdma.End:
+        """Wait for the client's RDMA connection of attempt `serial`, or for it to give up."""
+        poll = select.poll()
+        poll.register(self._offered, select.POLLIN)
+        poll.register(self.stream.fileno(), select.POLLIN)
+        deadline = time.monotonic() + self._config.idle_timeout
+        while (left := deadline - time.monotonic()) > 0:
+            ready = [fd for fd, _ in poll.poll(left * 1000)]
+            if self._offered in ready:
+                os.eventfd_read(self._offered)
+                while self._offers:
+                    offered, end = self._offers.popleft()
+                    if offered == serial:
+                        return end
+                    end.close()
+            elif ready:
+                self._control.listen()
+        raise PathFailed(PathCode.TIMEOUT, "the RDMA connection did not come")
 
     # The log
 

@@ -208,8 +208,13 @@ class Sink:
         if not self.size:
             yield None
             return
-        with mmap.mmap(self.fd, self.size, mmap.MAP_SHARED) as mapped:
+        mapped = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED)
+        try:
             yield mapped
+        finally:
+            # The frames of an exception may still hold a view; then the mapping goes with them.
+            with suppress(BufferError):
+                mapped.close()
 
     def commit(self, mode: int, mtime_ns: int) -> None:
         """Sync, give mode and time, rename to the final name, sync the directory."""

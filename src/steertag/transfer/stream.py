@@ -6,11 +6,11 @@ import errno
 import ipaddress
 import os
 import select
-import socket
 import time
 from struct import Struct
 from typing import Final
 
+from steertag import socket
 from steertag.transfer.errors import ConnectionLost, ExitCode, TransferError
 from steertag.transfer.names import escape
 from steertag.transfer.report import Meter
@@ -89,6 +89,15 @@ def is_rdma(sock: socket.socket, timeout: float) -> bool:
         return False  # silent or gone; the greeting will find out and say so
 
 
+def shut(sock: socket.socket) -> None:
+    """End `sock` in both directions, which wakes whoever waits on it; safe from another thread."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.EBADF):
+            raise
+
+
 class Stream:
     """Owns `sock`. Whatever goes wrong with the connection is raised as `ConnectionLost`.
 
@@ -122,6 +131,17 @@ class Stream:
             return  # a family without them keeps the time-out that it has
         self._sock.settimeout(None)
         self._kernel_limits = True
+
+    def sibling(self, timeout: float) -> socket.socket:
+        """Another connection to where this one leads. Raises OSError."""
+        sock = socket.socket(self._sock.family, self._sock.type, self._sock.proto)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(self._sock.getpeername())
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -188,11 +208,7 @@ class Stream:
 
     def shutdown(self) -> None:
         """Wake whoever waits on this connection; safe from another thread."""
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            if error.errno not in (errno.ENOTCONN, errno.EBADF):
-                raise
+        shut(self._sock)
 
     def close(self) -> None:
         self._sock.close()
