@@ -97,6 +97,8 @@ class Receiver:
         self.segment: tuple[bytes, int] | None = None
         """DDP header octets and length of the segment that is being looked at, for a Terminate."""
         self.terminate: rdmap.Terminate | None = None
+        self.ended = False
+        """Nothing more is taken: a Terminate came, or a completion that overran its queue."""
         self._receive: _Receive | None = None
         self._receive_msn = 1
         self._request_msn = 1
@@ -160,6 +162,7 @@ class Receiver:
 
     def flush(self, vendor_err: int) -> None:
         """Complete every receive that is left with WR_FLUSH_ERR."""
+        self.ended = True
         self._dest, self._placed = [], []
         if self._receive is not None:
             self.rq.appendleft((self._receive.wr_id, ()))
@@ -183,7 +186,7 @@ class Receiver:
         start, end = self._start, self._end
         staged = fpdus = 0
         try:
-            while True:
+            while not self.ended:
                 available = end - start
                 if available < _PREFIX_LEN:
                     self._need, self._lookahead = _PREFIX_LEN - available, 0
@@ -222,8 +225,6 @@ class Receiver:
                     self._whole_segment(start, ulpdu)
                 fpdus += 1
                 start += size
-                if self.terminate is not None:
-                    break
         finally:
             self._counters.staged_bytes += staged
             self._counters.rx_fpdus += fpdus
@@ -516,6 +517,7 @@ class Receiver:
 
     def _deliver_terminate(self, payload: memoryview) -> None:
         self._counters.terminates_received += 1
+        self.ended = True
         try:
             self.terminate = rdmap.Terminate.parse(payload)
         except WireError:

@@ -407,7 +407,7 @@ class Transmitter:
 
     def _read_request(self, parts: list[Buffer], wqe: Wqe) -> None:
         wr_id, opcode, flags, rkey, remote_addr, length, sges = wqe
-        addr, _, lkey = sges[0] if sges else (0, 0, 0)
+        addr, _, lkey = sges[0] if length else (0, 0, 0)
         if length:
             self._local(wqe, addr, length, lkey, ACCESS_LOCAL_WRITE)
         self.sq.popleft()
