@@ -363,7 +363,7 @@ class ExampleStream:
             self.reset_received(sk)
             return
         if frame.seq != sk.rcv_nxt or sk.sk_shutdown & net.RCV_SHUTDOWN:
-            self.transmit(sk, ACK)
+            self.transmit(sk, ACK, sk.rcv_adv)  # still no room, if there was none
             return
         skb = SkBuff.of(payload)
         if not len(sk.sk_receive_queue):
