@@ -85,6 +85,8 @@ class Proto:
         sysctl_wmem: [min, default, max] octets of a sock's send buffer: min is granted under
             pressure, default starts `sk_sndbuf`, max bounds its growth. `net.<name>.wmem`.
         sysctl_rmem: the same for the receive buffer. `net.<name>.rmem`.
+        diag: `(sk)`. Brings `sk_state` and the backlog up to date, for a protocol that keeps them
+            elsewhere; called before a listing (inet_diag_handler).
         no_autobind: `inet_sendmsg` and `connect` don't bind a sock that has no port.
     """
 
@@ -111,6 +113,7 @@ class Proto:
     hash: Callable[[Sock], None] | None = None
     unhash: Callable[[Sock], None] | None = None
     get_port: Callable[[Sock, int], None] | None = None
+    diag: Callable[[Sock], None] | None = None
 
     enter_memory_pressure: Callable[[Sock], None] | None = None
     leave_memory_pressure: Callable[[Sock], None] | None = None

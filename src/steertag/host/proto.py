@@ -12,7 +12,7 @@ from steertag.family.inet import sk_clone
 from steertag.family.msg import Address, MsgHdr
 from steertag.family.proto import Proto
 from steertag.family.sock import Sock, sk_free, sock_orphan
-from steertag.host.sock import HostSock, host_sk
+from steertag.host.sock import HostSock, host_sk, refresh
 
 _INT = struct.Struct("@i")
 # struct sockaddr with sa_family AF_UNSPEC; the socket module has no form for it.
@@ -36,6 +36,7 @@ def host_proto(name: str, owner: str) -> Proto:
         sendmsg=_sendmsg,
         recvmsg=_recvmsg,
         bind=_bind,
+        diag=refresh,
     )
 
 

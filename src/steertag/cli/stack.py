@@ -1,0 +1,149 @@
+"""`stag protocols`, `stag sockets`, `stag sysctl`: looking at a Stack.
+
+A Stack lives in a process, so these commands show that of the `stag` process itself: the families
+that it would use, and with `--load` or `--import` those of other packages. A program shows its own
+with the functions that these commands call: `steertag.observe.protocols.format(stack)` and so on.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from steertag.family import Stack
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"stag: {message}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """An OSError is one line on standard error, and exit code 1."""
+    try:
+        yield
+    except OSError as exc:
+        hint = "; `stag sysctl -a` lists them" if exc.errno == errno.ENOENT else ""
+        _fail(f"{exc.strerror or exc}{hint}")
+
+
+def _with_stack(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command the default Stack, with what the options ask for loaded into it."""
+
+    @click.option("--load", is_flag=True, help="First load every family that a package brings.")
+    @click.option(
+        "--import",
+        "modules",
+        multiple=True,
+        metavar="MODULE",
+        help="First import MODULE, which may register protocols with the default Stack.",
+    )
+    def wrapper(load: bool, modules: tuple[str, ...], **options: object) -> None:
+        from steertag import default_stack
+
+        with _explained():
+            stack = default_stack()
+            if load:
+                stack.load_announced_families()
+        for module in modules:
+            _import(module)
+        command(stack, **options)
+
+    return update_wrapper(wrapper, command)
+
+
+def _import(module: str) -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(module)
+    except Exception as exc:  # noqa: BLE001  # somebody's module: whatever it raises is reported
+        _fail(f"--import {module}: {type(exc).__name__}: {exc}", 2)
+
+
+@click.command()
+@_JSON
+@_with_stack
+def protocols(stack: Stack, as_json: bool) -> None:
+    """List registered protocols, in the columns of /proc/net/protocols.
+
+    Memory is in quanta of 4096 octets. The columns of two letters say which functions a protocol
+    has: cl close, co connect, di disconnect, ac accept, io ioctl, in init, de destroy,
+    sh shutdown, ss setsockopt, gs getsockopt, se sendmsg, re recvmsg, sp sendpage, bi bind,
+    br backlog_rcv, ha hash, uh unhash, gp get_port, em enter_memory_pressure.
+    """
+    from steertag.observe import protocols as listing
+
+    click.echo(json.dumps(listing.as_json(stack), indent=2) if as_json else listing.format(stack))
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Listening and other sockets.")
+@click.option("-l", "--listening", is_flag=True, help="Listening sockets only.")
+@_JSON
+@_with_stack
+def sockets(stack: Stack, everything: bool, listening: bool, as_json: bool) -> None:
+    """List this process's sockets, in the columns of ss; all but listening ones, as ss does."""
+    from steertag.observe import sockets as listing
+
+    wanted = None if everything else listening
+    if as_json:
+        click.echo(json.dumps(listing.as_json(stack, listening=wanted), indent=2))
+    else:
+        click.echo(listing.format(stack, listening=wanted))
+
+
+@click.command()
+@click.argument("settings", metavar="[NAME[=VALUE]]...", nargs=-1)
+@click.option("-a", "--all", "everything", is_flag=True, help="Print every parameter.")
+@click.option("-n", "--values", is_flag=True, help="Print values without names.")
+@click.option("-w", "--write", is_flag=True, help="Refuse arguments that set nothing.")
+@_JSON
+@_with_stack
+def sysctl(
+    stack: Stack,
+    settings: tuple[str, ...],
+    everything: bool,
+    values: bool,
+    write: bool,
+    as_json: bool,
+) -> None:
+    """Read and set a Stack's parameters, as sysctl(8) does the kernel's.
+
+    Values are integers; a row of them is separated by spaces or commas. What is set here is
+    checked and printed, and ends with this process: to set it for a program, put it into the
+    environment variable STEERTAG_SYSCTL ("net.core.rmem_max=4194304;net.core.somaxconn=128").
+    """
+    from steertag.observe import sysctl as listing
+
+    if everything == bool(settings):
+        raise click.UsageError("give names, or -a for all of them")
+    names = []
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if write and not equals:
+            raise click.UsageError(f"{setting!r} sets nothing: with -w say NAME=VALUE")
+        with _explained():
+            if equals:
+                stack.sysctl.write(name, value)
+            names.append(stack.sysctl.table(name).name)
+    chosen = None if everything else names
+    if as_json:
+        click.echo(json.dumps(listing.as_json(stack, chosen), indent=2))
+    elif values:
+        click.echo("\n".join(map(stack.sysctl.format, stack.sysctl if chosen is None else names)))
+    else:
+        click.echo(listing.format(stack, chosen))

@@ -1,0 +1,118 @@
+"""What a steertag socket of a host family costs beside the bare one: ratios, printed.
+
+    uv run pytest -m bench -s tests/bench/test_host_family.py
+
+Both kinds send through the same connected pair, in turns, so that a noisy machine troubles both
+alike; a figure is the ratio of the medians (1.00: no difference).
+"""
+
+import socket as std
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from steertag import socket
+
+ROUNDS = 41
+
+pytestmark = pytest.mark.bench
+
+
+def ratio(ours: Callable[[], float], bare: Callable[[], float]) -> float:
+    """Seconds of ours over seconds of the bare socket: medians of interleaved rounds."""
+    ours(), bare()
+    times = [(ours(), bare()) for _ in range(ROUNDS)]
+    return statistics.median(a for a, _ in times) / statistics.median(b for _, b in times)
+
+
+def timed(call: Callable[[], object], count: int) -> Callable[[], float]:
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return time.perf_counter() - start
+
+    return run
+
+
+def drain(sock: std.socket) -> None:
+    buffer = bytearray(1 << 20)
+    while sock.recv_into(buffer):
+        continue
+
+
+@pytest.mark.parametrize(("size", "count"), [(64, 2000), (65536, 200)])
+def test_send(size: int, count: int) -> None:
+    data = bytes(size)
+    with std.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        conn, _ = server.accept()
+        reader = threading.Thread(target=drain, args=(conn,))
+        reader.start()
+        with client, conn:
+            bare = std.socket(fileno=std.dup(client.fileno()))
+            with bare:
+                figure = ratio(
+                    timed(lambda: client.send(data), count), timed(lambda: bare.send(data), count)
+                )
+            client.shutdown(std.SHUT_WR)
+            reader.join()
+    print(f"\nhost family: send of {size} octets: {figure:.3f} of the bare socket's time")
+    assert figure > 0
+
+
+@pytest.mark.parametrize("size", [64, 65536])
+def test_recv(size: int) -> None:
+    """A datagram socket pair: each receive is matched by one send of the same bare socket."""
+    left, right = socket.socketpair(type=std.SOCK_DGRAM)
+    data = bytes(size)
+    with left, right, std.socket(fileno=std.dup(right.fileno())) as bare:
+
+        def receive(recv: Callable[[int], bytes]) -> Callable[[], float]:
+            def run() -> float:
+                total = 0.0
+                for _ in range(1000 if size == 64 else 200):
+                    left.send(data)
+                    start = time.perf_counter()
+                    recv(size)
+                    total += time.perf_counter() - start
+                return total
+
+            return run
+
+        figure = ratio(receive(right.recv), receive(bare.recv))
+    print(f"\nhost family: recv of {size} octets: {figure:.3f} of the bare socket's time")
+    assert figure > 0
+
+
+def test_connect() -> None:
+    """connect() alone, and the whole of socket(), connect(), close()."""
+    with std.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        address = server.getsockname()
+
+        def connecting(make: Callable[[], std.socket]) -> tuple[Callable[[], float], ...]:
+            def run(whole: bool) -> float:
+                total = 0.0
+                for _ in range(50):
+                    before = time.perf_counter()
+                    sock = make()
+                    made = time.perf_counter()
+                    sock.connect(address)
+                    connected = time.perf_counter()
+                    sock.close()
+                    closed = time.perf_counter()
+                    server.accept()[0].close()
+                    total += closed - before if whole else connected - made
+                return total
+
+            return (lambda: run(False), lambda: run(True))
+
+        ours = connecting(lambda: socket.socket(std.AF_INET, std.SOCK_STREAM))
+        bare = connecting(lambda: std.socket(std.AF_INET, std.SOCK_STREAM))
+        figures = [ratio(a, b) for a, b in zip(ours, bare, strict=True)]
+    print(f"\nhost family: connect: {figures[0]:.3f} of the bare socket's time")
+    print(f"host family: socket, connect, close: {figures[1]:.3f} of the bare socket's time")
+    assert min(figures) > 0
