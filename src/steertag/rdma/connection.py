@@ -36,7 +36,7 @@ class Engine(Protocol):
     @property
     def closing(self) -> bool: ...
     def data_to_send(self) -> list[Buffer]: ...
-    def sent(self, octets: int) -> None: ...
+    def sent(self, octets: int) -> bool: ...
     def buffers(self) -> list[memoryview]: ...
     def received(self, octets: int) -> None: ...
     def eof(self) -> None: ...
@@ -218,12 +218,13 @@ class Connection:
         return self.state in (MpaState.REJECTED, MpaState.FAILED) and not self._out
 
     def data_to_send(self) -> list[Buffer]:
-        return [self._out]
+        return [self._out] if self._out else []
 
-    def sent(self, octets: int) -> None:
+    def sent(self, octets: int) -> bool:
         self._out = self._out[octets:]
         if not self._out and self.state is MpaState.ESTABLISHED and self.qp is not None:
             self.engine = self.qp
+        return bool(self._out)
 
     def buffers(self) -> list[memoryview]:
         if self.state in (MpaState.WAIT_REPLY, MpaState.WAIT_REQUEST):

@@ -7,6 +7,7 @@ domain, access right, bounds (RFC 5042 section 6).
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,8 @@ from steertag.wire import ddp, rdmap
 Buffer = bytes | bytearray | memoryview
 
 STAG_BITS: Final = 32
+_RETIRED: Final = 64
+"""STags of regions deregistered last that are not given out again yet."""
 _RTR_STAG: Final = 1
 _BASE_BITS: Final = 45
 _PAGE: Final = 4096
@@ -80,6 +83,7 @@ class StagTable:
         self._randbits = randbits
         self._limit = limit
         self.regions: dict[int, Region] = {}
+        self._retired: deque[int] = deque(maxlen=_RETIRED)
         self._next_base = randbits(_BASE_BITS) * _PAGE & ((1 << _BASE_BITS) - 1) & -_PAGE
 
     def register(self, pd: int, buffer: object, access: int) -> Region:
@@ -110,13 +114,15 @@ class StagTable:
     def deregister(self, region: Region) -> None:
         """From here on the STag names nothing. Views that a QP still holds are its to drop."""
         region.valid = False
-        self.regions.pop(region.stag, None)
+        if self.regions.pop(region.stag, None) is not None:
+            # A peer that still has the STag is to meet an error, not the next region.
+            self._retired.append(region.stag)
         region.view = memoryview(b"")
 
     def _fresh_stag(self) -> int:
         while True:
             stag = self._randbits(STAG_BITS)
-            if stag > _RTR_STAG and stag not in self.regions:
+            if stag > _RTR_STAG and stag not in self.regions and stag not in self._retired:
                 return stag
 
     def local_view(self, lkey: int, pd: int, addr: int, length: int, right: int) -> memoryview:

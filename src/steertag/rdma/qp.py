@@ -15,6 +15,7 @@ from steertag.errors import ProtocolError, os_error
 from steertag.rdma.constants import (
     WC_OF_WR,
     WR_RDMA_READ,
+    WR_RDMA_WRITE,
     WcStatus,
 )
 from steertag.rdma.counters import Counters
@@ -22,7 +23,7 @@ from steertag.rdma.cq import WC, CompletionQueue
 from steertag.rdma.memory import LocalProtectionError, Region, StagTable
 from steertag.rdma.qp_rx import Receiver
 from steertag.rdma.qp_state import QpEvent, QpState, step
-from steertag.rdma.qp_tx import Sges, Transmitter
+from steertag.rdma.qp_tx import SMALL, Sges, Transmitter
 from steertag.rdma.wr import SGE, RecvWR, SendWR
 from steertag.wire import ddp, mpa, rdmap
 
@@ -105,10 +106,18 @@ class QueuePair:
         if tx.depth() >= self.cap.max_send_wr:
             raise os_error(errno.ENOMEM, f"send queue of {self.cap.max_send_wr} is full")
         sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
+        flags |= wr.send_flags
         if len(sg) == 1:
             sge = sg[0]
             length = sge.length
-            sges: Sges = ((sge.addr, length, sge.lkey),)
+            one = (sge.addr, length, sge.lkey)
+            if (
+                opcode == WR_RDMA_WRITE
+                and 0 <= length <= SMALL
+                and tx.write_now(wr.wr_id, flags, wr.rkey, wr.remote_addr, one)
+            ):
+                return
+            sges: Sges = (one,)
         else:
             sges = _sges(sg, self.cap.max_send_sge)
             length = sum(size for _, size, _ in sges)
@@ -123,9 +132,7 @@ class QueuePair:
             raise os_error(
                 errno.EINVAL, f"{length} octets at remote address {wr.remote_addr}, rkey {wr.rkey}"
             )
-        tx.sq.append(
-            (wr.wr_id, opcode, wr.send_flags | flags, wr.rkey, wr.remote_addr, length, sges)
-        )
+        tx.sq.append((wr.wr_id, opcode, flags, wr.rkey, wr.remote_addr, length, sges))
 
     def post_recv(self, wr: RecvWR) -> None:
         """Queue one receive (not the list linked behind it). Raises as `post_send`."""
@@ -167,9 +174,8 @@ class QueuePair:
         Octets of it that are framed already are copied and still sent. A segment that was on its
         way into it ends the connection (invalid STag), as does a later one.
         """
-        owner = region.view.obj
-        self.tx.detach(owner)
-        if self.rx.detach(owner):
+        self.tx.detach(region.view.obj)
+        if self.rx.detach(region):
             code = ddp.T_INVALID_STAG
             self._protocol_error(
                 ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_TAGGED, code, "the region was deregistered")
@@ -192,32 +198,35 @@ class QueuePair:
         return self.state is QpState.ERROR
 
     def data_to_send(self) -> list[Buffer]:
-        """Parts for the next gathering send; may be empty although `wants_to_send`."""
+        """Parts for the next gathering send; empty where there is nothing to send for now."""
         return self.tx.data_to_send()
 
-    def sent(self, octets: int) -> None:
-        self.tx.sent(octets)
+    def sent(self, octets: int) -> bool:
+        """The stream took `octets` of `data_to_send()`. True where there is more to send."""
+        more = self.tx.sent(octets)
         if self.state is not QpState.RTS:
             self._drained()
+        return more
 
     def buffers(self) -> list[memoryview]:
         """Where the stream's next octets go."""
-        if self.state in (QpState.TERMINATE, QpState.ERROR):
+        if self.state is QpState.TERMINATE or self.state is QpState.ERROR:
             return [self._scratch]
         return self.rx.buffers()
 
     def received(self, octets: int) -> None:
         """The stream wrote `octets` into `buffers()`. Never raises for what the peer sent."""
-        if self.state in (QpState.TERMINATE, QpState.ERROR):
+        if self.state is QpState.TERMINATE or self.state is QpState.ERROR:
             self.counters.rx_bytes += octets
             return
+        rx = self.rx
         try:
-            self.rx.received(octets)
+            rx.received(octets)
         except ProtocolError as exc:
             self._protocol_error(exc)
             return
-        if self.rx.terminate is not None:
-            self._terminated(self.rx.terminate)
+        if rx.terminate is not None:
+            self._terminated(rx.terminate)
         elif self.tx.held and self.counters.rx_fpdus:
             self.tx.held = False
         if self.state is QpState.CLOSING:

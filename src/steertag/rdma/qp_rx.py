@@ -31,7 +31,7 @@ from steertag.rdma.constants import (
 )
 from steertag.rdma.counters import Counters
 from steertag.rdma.cq import WC
-from steertag.rdma.memory import LocalProtectionError, StagTable
+from steertag.rdma.memory import LocalProtectionError, Region, StagTable
 from steertag.rdma.qp_tx import Sges, Transmitter
 from steertag.wire import ddp, mpa, rdmap
 from steertag.wire.crc32c import CRC_FIELD, crc32c
@@ -125,7 +125,7 @@ class Receiver:
         if self._tail:
             return [*self._dest, self._mv[self._end : self._tail + _PREFIX_LEN]]
         if self._ahead:
-            if len(self._buf) - self._end < self._ahead:
+            if BUFFER_OCTETS - self._end < self._ahead:
                 self._compact()
             return [self._mv[self._end : self._end + self._ahead]]
         want = self._need + self._lookahead if self._end > self._start else _PREFIX_LEN
@@ -153,9 +153,19 @@ class Receiver:
         """No segment and no message is half received: the peer may close here."""
         return not self._tail and self._start == self._end and self._receive is None
 
-    def detach(self, owner: object) -> bool:
-        """Stop placing into `owner`'s memory. True where a segment was on its way into it."""
+    def detach(self, region: Region) -> bool:
+        """Stop placing into the region. True where a segment was on its way into it.
+
+        Other regions may lie in the same buffer, so that a view alone doesn't tell whose it is.
+        """
+        owner = region.view.obj
         if not any(view.obj is owner for view in self._placed):
+            return False
+        if isinstance(self._header, ddp.Tagged):
+            stags = [self._header.stag]
+        else:
+            stags = [lkey for _, _, lkey in self._receive.sges] if self._receive else []
+        if region.stag not in stags:
             return False
         self._dest, self._placed = [], []
         return True
@@ -228,19 +238,16 @@ class Receiver:
         finally:
             self._counters.staged_bytes += staged
             self._counters.rx_fpdus += fpdus
-        if start == end and not self._tail:
-            start = end = 0
-        self._start, self._end = start, end
-        self._shift(fpdus)
-
-    def _shift(self, fpdus: int) -> None:
-        """Choose the gear after `fpdus` small FPDUs."""
         if self._tail:
             self._ahead = self._run = 0
-        elif not self._ahead:
-            self._run += fpdus
-            if self._run >= SMALL_RUN:
-                self._ahead = _AHEAD_FIRST
+        else:
+            if start == end:
+                start = end = 0
+            if not self._ahead:
+                self._run += fpdus
+                if self._run >= SMALL_RUN:
+                    self._ahead = _AHEAD_FIRST
+        self._start, self._end = start, end
 
     def _whole_segment(self, start: int, ulpdu: int) -> None:
         """Place and deliver the segment of the FPDU at `start` of the buffer."""

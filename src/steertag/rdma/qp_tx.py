@@ -44,7 +44,6 @@ MAX_PARTS: Final = 960
 SMALL: Final = 1024
 """Octets of a Write up to which its payload is copied into one buffer with its header: a copy of
 so little costs less than three entries of a scatter/gather list."""
-_SMALL_AT_ONCE: Final = 512
 _SEGMENT_ALIGN: Final = 64
 
 _TAGGED: Final = struct.Struct("!HBBIQ")
@@ -63,6 +62,8 @@ _PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
 _NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
 _MSN_MASK: Final = 0xFFFFFFFF
 _TAGGED_LEN: Final = ddp.TAGGED_LEN
+_SUCCESS: Final = WcStatus.SUCCESS
+_LAST_SAFE_TO: Final = (1 << 64) - SMALL
 
 
 class PendingRead:
@@ -161,6 +162,8 @@ class Transmitter:
         self._read_msn = 1
         self._parts: list[Buffer] = []
         self._part_octets = 0
+        self._small: list[Buffer] = []
+        self._small_octets = 0
         self._emitted = 0
         self._sent = 0
 
@@ -176,11 +179,67 @@ class Transmitter:
         """Nothing is left to send, and no Read Response is waited for."""
         return self._sent == self._emitted and not self.pending() and not self.reads
 
+    def write_now(
+        self, wr_id: int, flags: int, rkey: int, remote_addr: int, sge: tuple[int, int, int]
+    ) -> bool:
+        """Frame a small RDMA Write as it is posted: what message rate and latency depend on.
+
+        False where it has to wait its turn in the send queue, or isn't plain: other work is
+        before it, or it names memory that it may not read or that can't be.
+        """
+        addr, length, lkey = sge
+        region = self._table.regions.get(lkey)
+        if (
+            self.sq
+            or self.responses
+            or self.held
+            or self._message is not None
+            or self._terminate is not None
+            or self._emitted - self._sent > GATHER_OCTETS
+            or remote_addr > _LAST_SAFE_TO
+            or region is None
+            or region.pd != self._pd
+            or (offset := addr - region.base) < 0
+            or offset + length > region.length
+            or (flags & SEND_FENCE and self.reads)
+        ):
+            return False
+        view = region.view[offset : offset + length]
+        ulpdu = length + _TAGGED_LEN
+        try:
+            header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
+        except struct.error:
+            return False
+        pad = -(ulpdu + 2) & 3
+        if not self.crc:
+            trailer = _NO_CRC[pad]
+        elif pad:
+            value = crc32c(_PADS[pad], crc32c(view, crc32c(header)))
+            trailer = _PADS[pad] + CRC_FIELD.pack(value)
+        else:
+            trailer = CRC_FIELD.pack(crc32c(view, crc32c(header)))
+        self._small += (header, view, trailer)
+        self._small_octets += length
+        self._emitted = end = self._emitted + ulpdu + pad + 6
+        self._unfinished.append((end, wr_id, WR_RDMA_WRITE, flags, length, None, _SUCCESS))
+        return True
+
+    def _join_small(self) -> None:
+        """Make one part of the small Writes that were framed since the last call."""
+        small = self._small
+        octets = b"".join(small)
+        self._parts.append(octets)
+        self._part_octets += len(octets)
+        self._counters.staged_bytes += self._small_octets
+        self._counters.tx_fpdus += len(small) // 3
+        self._small = []
+        self._small_octets = 0
+
     # -- what goes to the stream ---------------------------------------------------------------
 
     def pending(self) -> bool:
         """Whether `data_to_send` would give something."""
-        if self._parts or self._terminate is not None:
+        if self._small or self._parts or self._terminate is not None:
             return True
         if self.held:
             return False
@@ -189,28 +248,39 @@ class Transmitter:
         return bool(self.sq) and not self._stalled(self.sq[0])
 
     def data_to_send(self) -> list[Buffer]:
-        """The parts that the next `sendmsg` gathers: the same until `sent` takes from them."""
-        if not self._parts:
+        """The parts that the next `sendmsg` gathers: the same until `sent` takes from them.
+
+        Empty where there is nothing to send for now.
+        """
+        if self._small:
+            self._join_small()
+        elif not self._parts and self.pending():
             self._gather()
         return self._parts
 
-    def sent(self, octets: int) -> None:
-        """The stream took `octets` of what `data_to_send` gave."""
+    def sent(self, octets: int) -> bool:
+        """The stream took `octets` of what `data_to_send` gave. True where there is more."""
         self._sent += octets
         self._counters.tx_bytes += octets
-        parts = self._parts
         if octets == self._part_octets:
             self._parts = []
             self._part_octets = 0
         else:
-            self._part_octets -= octets
-            whole = 0
-            while octets >= len(parts[whole]):
-                octets -= len(parts[whole])
-                whole += 1
-            del parts[:whole]
-            parts[0] = memoryview(parts[0])[octets:]
-        self.complete_ready()
+            self._drop(octets)
+        if self._unfinished:
+            self.complete_ready()
+        return self.pending()
+
+    def _drop(self, octets: int) -> None:
+        """Forget the first `octets` of the parts: they are sent."""
+        parts = self._parts
+        self._part_octets -= octets
+        whole = 0
+        while octets >= len(parts[whole]):
+            octets -= len(parts[whole])
+            whole += 1
+        del parts[:whole]
+        parts[0] = memoryview(parts[0])[octets:]
 
     def complete_ready(self) -> None:
         """Complete, in order, the requests that are done."""
@@ -251,6 +321,7 @@ class Transmitter:
         self.responses.clear()
         self._parts = []
         self._part_octets = 0
+        self._small = []
         self._terminate = None
 
     def terminate(self, payload: bytes) -> None:
@@ -268,10 +339,8 @@ class Transmitter:
 
     def detach(self, owner: object) -> None:
         """Replace views of `owner`'s memory among the parts by copies: it is being deregistered."""
-        self._parts = [
-            bytes(part) if isinstance(part, memoryview) and part.obj is owner else part
-            for part in self._parts
-        ]
+        self._parts = _owned(self._parts, owner)
+        self._small = _owned(self._small, owner)
 
     # -- emission ------------------------------------------------------------------------------
 
@@ -300,19 +369,16 @@ class Transmitter:
             )
             self._frame(parts, header, [memoryview(self._terminate)])
             self._terminate = None
+            self.held = True
             self._counters.terminates_sent += 1
         self._part_octets = self._emitted - before
 
     def _gather_messages(self, parts: list[Buffer]) -> None:
         """Emit messages and pieces of messages until there is enough for one call."""
         limit = self._emitted + GATHER_OCTETS
-        sq = self.sq
         while self._emitted < limit and len(parts) < MAX_PARTS and self._terminate is None:
-            if self._message is None:
-                if sq and sq[0][5] <= SMALL and not self.responses:
-                    self._small_writes(parts)
-                if not self._next_message(parts):
-                    return
+            if self._message is None and not self._next_message(parts):
+                return
             if self._message is not None:
                 self._segments(parts, self._message, limit)
 
@@ -347,48 +413,6 @@ class Transmitter:
             self._message = _Message(control, length, wqe=wqe, msn=self._send_msn)
             self._send_msn = (self._send_msn + 1) & _MSN_MASK
         return True
-
-    def _small_writes(self, parts: list[Buffer]) -> None:
-        """Emit the run of small RDMA Writes at the queue's head: what message rate depends on."""
-        sq, regions, pd, crc = self.sq, self._table.regions, self._pd, self.crc
-        unfinished, emitted = self._unfinished, self._emitted
-        success, fenced = WcStatus.SUCCESS, bool(self.reads)
-        small: list[Buffer] = []
-        octets = 0
-        for _ in range(min(len(sq), _SMALL_AT_ONCE)):
-            wr_id, opcode, flags, rkey, remote_addr, length, sges = sq[0]
-            if opcode != WR_RDMA_WRITE or length > SMALL or len(sges) != 1:
-                break
-            if fenced and flags & SEND_FENCE:
-                break
-            addr, _, lkey = sges[0]
-            region = regions.get(lkey)
-            if region is None or region.pd != pd:
-                break
-            offset = addr - region.base
-            if offset < 0 or offset + length > region.length:
-                break
-            view = region.view[offset : offset + length]
-            ulpdu = length + _TAGGED_LEN
-            header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
-            pad = -(ulpdu + 2) & 3
-            if not crc:
-                trailer = _NO_CRC[pad]
-            elif pad:
-                value = crc32c(_PADS[pad], crc32c(view, crc32c(header)))
-                trailer = _PADS[pad] + CRC_FIELD.pack(value)
-            else:
-                trailer = CRC_FIELD.pack(crc32c(view, crc32c(header)))
-            small += (header, view, trailer)
-            octets += length
-            emitted += ulpdu + pad + 6
-            sq.popleft()
-            unfinished.append((emitted, wr_id, opcode, flags, length, None, success))
-        if small:
-            parts.append(b"".join(small))
-            self._counters.staged_bytes += octets
-            self._counters.tx_fpdus += len(small) // 3
-            self._emitted = emitted
 
     def _local(self, wqe: Wqe, addr: int, length: int, lkey: int, right: int = 0) -> memoryview:
         """`StagTable.local_view`; on failure `wqe` (still on the queue, or the message) is done."""
@@ -531,6 +555,14 @@ class Transmitter:
         if pad:
             value = crc32c(_PADS[pad], value)
         return _PADS[pad] + CRC_FIELD.pack(value)
+
+
+def _owned(parts: list[Buffer], owner: object) -> list[Buffer]:
+    """`parts` with copies in the place of views of `owner`'s memory."""
+    return [
+        bytes(part) if isinstance(part, memoryview) and part.obj is owner else part
+        for part in parts
+    ]
 
 
 def _cut(source: list[memoryview], at: int, size: int) -> list[memoryview]:

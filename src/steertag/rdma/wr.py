@@ -6,7 +6,7 @@ change and post again right after.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from steertag.rdma.constants import SEND_SIGNALED, WR_RDMA_WRITE
 
@@ -75,13 +75,6 @@ class SendWR:
         self.rkey = rkey
         self.remote_addr = addr
 
-    def chain(self) -> Iterator[SendWR]:
-        """This request and those linked behind it."""
-        wr: SendWR | None = self
-        while wr is not None:
-            yield wr
-            wr = wr.next_wr
-
 
 class RecvWR:
     """A request for the receive queue: where one inbound Send goes."""
@@ -99,10 +92,3 @@ class RecvWR:
         self.sg: Sequence[SGE] = sg if sg is not None else ()
         self.num_sge = num_sge
         self.next_wr = next_wr
-
-    def chain(self) -> Iterator[RecvWR]:
-        """This request and those linked behind it."""
-        wr: RecvWR | None = self
-        while wr is not None:
-            yield wr
-            wr = wr.next_wr

@@ -6,11 +6,16 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from steertag.rdma.connection import Connection, Engine
+from steertag.rdma.connection import Connection
 from steertag.rdma.counters import Counters
+from steertag.rdma.qp import QueuePair
+from steertag.rdma.qp_state import QpState
 from steertag.runtime.loop import READ, WRITE, Loop
 from steertag.runtime.stream import Buffer, Stream
 
+MSG_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_ENDED: Final = -1
+_SINK_OCTETS: Final = 65536
 _ROUNDS: Final = 16
 """Sends and reads in one `pump`, so that one connection doesn't starve the others."""
 LINGER: Final = 1.0
@@ -29,7 +34,7 @@ class StreamDriver:
     """Args:
     loop: where it registers itself.
     connection: set-up or established; it is handed the stream's octets.
-    stream: connected; made non-blocking, closed at the end.
+    stream: connected; put into blocking mode, closed at the end.
     tap: sees every octet, where one is given (this costs a copy).
     on_closed: called once when the stream is closed.
     """
@@ -52,9 +57,14 @@ class StreamDriver:
         self._fd = stream.fileno()
         self._blocked = False
         self._shut = False
+        self._drained = True
+        self._events = READ
         self._linger_until: float | None = None
-        self._sink = memoryview(bytearray(65536))
-        stream.setblocking(False)
+        self._sink = memoryview(bytearray(_SINK_OCTETS))
+        # The setting-up has no queue pair, and needs none of its speed.
+        self._counters = Counters()
+        self._qp: QueuePair | None = None
+        stream.setblocking(True)
         loop.add(self)
         with loop.lock:
             self.flush()
@@ -71,34 +81,49 @@ class StreamDriver:
             self.close()
             return
         self.connection.handle_timer(now)
-        self._after()
+        self._settle()
 
     def pump(self) -> bool:
         """Send what is to be sent, read what is there. True if anything moved."""
         moved = False
         for _ in range(_ROUNDS):
-            engine = self.connection.engine
-            sent = self._send(engine) if engine.wants_to_send else False
-            received, drained = self._receive(self.connection.engine)
-            if not (sent or received):
+            sent = self._send()
+            octets = self._receive(MSG_DONTWAIT)
+            if octets <= 0:
+                moved = moved or sent or octets == _ENDED
                 break
             moved = True
-            if drained and not self.connection.engine.wants_to_send:
+            if self._drained:
+                self._send()
                 break
-            if self.closed:
-                return True
-        self._after()
+        self._settle()
         return moved
+
+    def block(self) -> bool:
+        """Wait in the stream's own read, without end. False where `pump` has to do it.
+
+        For a program's only connection: one system call instead of three for a message that is
+        waited for.
+        """
+        qp = self._qp
+        if qp is None or qp.state is not QpState.RTS or self._blocked or qp.tx.pending():
+            return False
+        if self._receive(0) > 0 and not self._drained:
+            self.pump()
+        elif qp.wants_to_send or qp.state is not QpState.RTS:
+            self._send()
+            self._settle()
+        return True
 
     def flush(self) -> None:
         """Send what is to be sent, without reading: the doorbell of a post."""
-        if not self.closed and not self._blocked and self.connection.engine.wants_to_send:
-            self._send(self.connection.engine)
-            self._after()
+        if not (self._blocked or self.closed):
+            self._send()
+            self._settle()
 
     def settle(self) -> None:
         """The engine was told to close: begin with it if nothing is left to send."""
-        self._after()
+        self._settle()
 
     def close(self) -> None:
         """Close the stream now."""
@@ -114,17 +139,19 @@ class StreamDriver:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _send(self, engine: Engine) -> bool:
-        """One round of sends, until the engine has nothing more or the stream takes no more."""
-        sent = False
-        counters = self._counters()
-        while engine.wants_to_send and not self._shut:
-            parts = engine.data_to_send()
-            if not parts:
-                break
+    def _send(self) -> bool:
+        """Send until the engine has nothing more or the stream takes no more."""
+        if self._shut:
+            return False
+        engine, stream, counters = self.connection.engine, self._stream, self._counters
+        sent, more = False, True
+        while more and (parts := engine.data_to_send()):
+            counters.syscalls += 1
             try:
                 octets = (
-                    self._stream.send(parts[0]) if len(parts) == 1 else self._stream.sendmsg(parts)
+                    stream.send(parts[0], MSG_DONTWAIT)
+                    if len(parts) == 1
+                    else stream.sendmsg(parts, (), MSG_DONTWAIT)
                 )
             except BlockingIOError:
                 self._blocked = True
@@ -132,51 +159,76 @@ class StreamDriver:
             except OSError as exc:
                 self._lost(exc)
                 return True
-            if counters is not None:
-                counters.syscalls += 1
             if self._tap is not None:
                 self._tap.sent(_first(parts, octets))
-            engine.sent(octets)
+            more = engine.sent(octets)
             sent = True
-            if self.connection.engine is not engine:
+            if engine is not self.connection.engine:
+                self._established()
                 break
         self._blocked = False
         return sent
 
-    def _receive(self, engine: Engine) -> tuple[bool, bool]:
-        """One read. Gives whether anything came, and whether that was all there is for now."""
+    def _receive(self, flags: int) -> int:
+        """One read: how many octets came, 0 for none, `_ENDED` at the stream's end.
+
+        `_drained` says whether that was all there is for now.
+        """
         if self.closed:
-            return False, True
+            return 0
+        engine = self.connection.engine
         buffers = [self._sink] if self._shut else engine.buffers()
         if not buffers:
-            return False, True
-        counters = self._counters()
-        if counters is not None:
-            counters.syscalls += 1
+            return 0
+        self._counters.syscalls += 1
         try:
-            octets = self._stream.recvmsg_into(buffers)[0]
+            if len(buffers) == 1:
+                octets = self._stream.recv_into(buffers[0], 0, flags)
+                self._drained = octets < len(buffers[0])
+            else:
+                octets = self._stream.recvmsg_into(buffers, 0, flags)[0]
+                self._drained = octets < sum(map(len, buffers))
         except BlockingIOError:
-            return False, True
+            return 0
         except OSError as exc:
             self._lost(exc)
-            return True, True
+            return _ENDED
         if not octets:
             engine.eof()
             if self._shut or self.connection.engine.closing:
                 self.close()
-            return True, True
+            return _ENDED
         if self._shut:
-            return True, False
+            return octets
         if self._tap is not None:
             self._tap.received(_first(buffers, octets))
-        drained = octets < sum(map(len, buffers))
         engine.received(octets)
-        return True, drained
+        if self._qp is None and engine is not self.connection.engine:
+            self._established()
+        return octets
 
-    def _after(self) -> None:
+    def _established(self) -> None:
+        """The queue pair has the stream from here on."""
+        self._qp = qp = self.connection.qp
+        if qp is not None:
+            qp.counters.syscalls += self._counters.syscalls
+            self._counters = qp.counters
+
+    def _settle(self) -> None:
         """Wait for the right things; begin to close once the engine is done with the stream."""
-        if self.closed:
+        qp = self._qp
+        if qp is not None and qp.state is QpState.RTS:
+            events = READ | WRITE if self._blocked else READ
+        elif self.closed:
             return
+        else:
+            events = self._settle_slowly()
+        if events != self._events and not self.closed:
+            self._events = events
+            self._loop.wait_on(self, events)
+
+    def _settle_slowly(self) -> int:
+        """`_settle` before and after the queue pair's life; gives the events to wait for."""
         engine = self.connection.engine
         if engine.closing and not self._shut:
             self._shut = True
@@ -185,21 +237,17 @@ class StreamDriver:
             except OSError:
                 # The peer was faster: there is no stream left to shut.
                 self.close()
-                return
+                return 0
             self._linger_until = self._loop.clock() + LINGER
             self._loop.wake()
             self._loop.notify()
         setting_up = engine is self.connection and not self._shut
         readable = READ if not setting_up or engine.buffers() else 0
-        self._loop.wait_on(self, readable | (WRITE if self._blocked else 0))
+        return readable | (WRITE if self._blocked else 0)
 
     def _lost(self, exc: OSError) -> None:
         self.connection.engine.stream_lost(exc.strerror or str(exc))
         self.close()
-
-    def _counters(self) -> Counters | None:
-        qp = self.connection.qp
-        return None if qp is None else qp.counters
 
 
 def _first(parts: list[Buffer] | list[memoryview], octets: int) -> bytes:

@@ -64,6 +64,10 @@ class Listener:
         self.deadline = None
         self._loop.wait_on(self, READ)
 
+    def block(self) -> bool:
+        """Its socket doesn't block."""
+        return False
+
     def pump(self) -> bool:
         for accepted in range(_ACCEPTS):
             try:

@@ -33,6 +33,10 @@ class Handler(Protocol):
         """Move what can be moved without waiting; True if anything was."""
         ...
 
+    def block(self) -> bool:
+        """Wait without end for what `pump` would move, and move it; False where it can't."""
+        ...
+
     def handle_timer(self, now: float) -> None: ...
 
 
@@ -48,6 +52,7 @@ class Loop:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._events: dict[int, int] = {}
+        self._sole: Handler | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._thread: threading.Thread | None = None
@@ -62,6 +67,7 @@ class Loop:
             self._handlers[handler.fileno()] = handler
             self._events[handler.fileno()] = events
             self._epoll.register(handler.fileno(), events)
+            self._find_sole()
             self.wake()
 
     def wait_on(self, handler: Handler, events: int) -> None:
@@ -83,6 +89,7 @@ class Loop:
             if self._handlers.pop(handler.fileno(), None) is not None:
                 self.wait_on(handler, 0)
                 del self._events[handler.fileno()]
+                self._find_sole()
 
     # -- running -------------------------------------------------------------------------------
 
@@ -100,14 +107,15 @@ class Loop:
 
         None waits without end. True if anything was moved.
         """
-        with self.lock:
-            if len(self._handlers) == 1:
-                # The usual case of a latency-bound program: no epoll in the way of the socket.
-                (handler,) = self._handlers.values()
-                if handler.pump():
+        sole = self._sole
+        if sole is not None and self._thread is None:
+            # The usual case of a latency-bound program: no epoll in the way of the socket.
+            with self.lock:
+                if (timeout is None and sole.block()) or sole.pump():
                     return True
-                if timeout == 0 and handler.deadline is None:
+                if timeout == 0 and sole.deadline is None:
                     return False
+        with self.lock:
             timeout = self._until_deadline(timeout)
         self.waits += 1
         ready = self._epoll.poll(-1 if timeout is None else timeout)
@@ -168,6 +176,10 @@ class Loop:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _find_sole(self) -> None:
+        handlers = list(self._handlers.values())
+        self._sole = handlers[0] if len(handlers) == 1 else None
+
     def _run(self) -> None:
         while not self._stopping:
             self.run_once(None)
@@ -180,8 +192,9 @@ class Loop:
         return left if timeout is None else min(timeout, left)
 
     def _fire_timers(self) -> None:
-        now = self.clock()
         with self.lock:
-            for handler in list(self._handlers.values()):
+            timed = [h for h in self._handlers.values() if h.deadline is not None]
+            now = self.clock() if timed else 0.0
+            for handler in timed:
                 if handler.deadline is not None and handler.deadline <= now:
                     handler.handle_timer(now)

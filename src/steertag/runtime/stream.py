@@ -9,16 +9,24 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Stream(Protocol):
-    """A connected, non-blocking stream socket: the standard library's, or any family's.
+    """A connected stream socket in blocking mode: the standard library's, or any family's.
 
-    Calls raise BlockingIOError where they would wait and OSError where the stream is lost.
+    With MSG_DONTWAIT calls raise BlockingIOError where they would wait; OSError where the stream
+    is lost.
     """
 
     def fileno(self) -> int: ...
-    def send(self, data: Buffer, /) -> int: ...
-    def sendmsg(self, buffers: Iterable[Buffer], /) -> int: ...
+    def send(self, data: Buffer, flags: int = ..., /) -> int: ...
+    def sendmsg(
+        self,
+        buffers: Iterable[Buffer],
+        ancdata: Iterable[tuple[int, int, Buffer]] = ...,
+        flags: int = ...,
+        /,
+    ) -> int: ...
+    def recv_into(self, buffer: memoryview, nbytes: int = ..., flags: int = ..., /) -> int: ...
     def recvmsg_into(
-        self, buffers: Iterable[memoryview], /
+        self, buffers: Iterable[memoryview], ancbufsize: int = ..., flags: int = ..., /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, object]: ...
     def setblocking(self, flag: bool, /) -> None: ...
     def shutdown(self, how: int, /) -> None: ...

@@ -100,18 +100,13 @@ class Context(Managed):
         self.stack = stack
         self.rnic = Rnic(randbits, limits)
         self.loop = Loop()
+        self.progress: Callable[[float | None], bool] = self.loop.run_once
+        """Move what can be moved; where that is nothing, wait up to so many seconds for more
+        (None: without end). True if anything was moved. For `progress="caller"`: with a
+        background thread it gives False at once."""
         if progress == "thread":
             self.loop.start()
-
-    def progress(self, timeout: float | None = 0.0) -> bool:
-        """Move what can be moved; where that is nothing, wait up to `timeout` seconds for more.
-
-        True if anything was moved. With a background thread there is nothing to do here but
-        to yield to it.
-        """
-        if self.loop.threaded:
-            return False
-        return self.loop.run_once(timeout)
+            self.progress = _moves_by_itself
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `predicate()` holds (it is called with the Context's lock held).
@@ -125,6 +120,11 @@ class Context(Managed):
 
     def __repr__(self) -> str:
         return f"<Context {self.name} qps={len(self.rnic.qps)}>"
+
+
+def _moves_by_itself(timeout: float | None) -> bool:
+    """`Context.progress` where a background thread does the work."""
+    return False
 
 
 class PD(Managed):

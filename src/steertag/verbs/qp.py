@@ -72,6 +72,7 @@ class QP(Managed):
         self.qp_context = init_attr.qp_context
         self._signal_all = init_attr.sq_sig_all
         self._driver: StreamDriver | None = None
+        self._lock = self.context.loop.lock
         with self.context.loop.lock:
             self.core = self.context.rnic.create_qp(
                 creator.handle,
@@ -108,11 +109,17 @@ class QP(Managed):
                 request that was not posted.
         """
         post, flags = self.core.post_send, SEND_SIGNALED if self._signal_all else 0
-        one = None
-        with self.context.loop.lock:
+        one: SendWR | None = None
+        with self._lock:
             try:
-                for one in wr.chain() if isinstance(wr, SendWR) else wr:
-                    post(one, flags)
+                if isinstance(wr, SendWR):
+                    one = wr
+                    while one is not None:
+                        post(one, flags)
+                        one = one.next_wr
+                else:
+                    for one in wr:
+                        post(one, flags)
             except OSError as exc:
                 exc.bad_wr = one  # type: ignore[attr-defined]
                 raise
@@ -122,11 +129,17 @@ class QP(Managed):
 
     def post_recv(self, wr: RecvWR | Iterable[RecvWR]) -> None:
         """Post a receive and those linked behind it. Raises as `post_send`."""
-        one = None
-        with self.context.loop.lock:
+        one: RecvWR | None = None
+        with self._lock:
             try:
-                for one in wr.chain() if isinstance(wr, RecvWR) else wr:
-                    self.core.post_recv(one)
+                if isinstance(wr, RecvWR):
+                    one = wr
+                    while one is not None:
+                        self.core.post_recv(one)
+                        one = one.next_wr
+                else:
+                    for one in wr:
+                        self.core.post_recv(one)
             except OSError as exc:
                 exc.bad_wr = one  # type: ignore[attr-defined]
                 raise
