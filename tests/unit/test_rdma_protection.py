@@ -644,7 +644,7 @@ def test_what_follows_a_terminate_is_not_looked_at() -> None:
 def test_nothing_is_sent_behind_a_terminate() -> None:
     end = lone()
     for wr_id in range(3):
-        end.write(end.region, 0, 0, 10, wr_id=wr_id)
+        end.send((0, 10), wr_id=wr_id)
     feed(end, write_fpdu(0, 0, b"x"))
     sent = drain(end)
     assert len(terminates(sent)) == len(fpdus(sent)) == 1
@@ -654,14 +654,14 @@ def test_nothing_is_sent_behind_a_terminate() -> None:
 
 def test_what_is_posted_while_a_terminate_is_on_its_way_is_flushed_in_order() -> None:
     end = lone()
-    end.write(end.region, 0, 0, 10, wr_id=1)
+    end.send((0, 10), wr_id=1)
     end.recv((0, 10), wr_id=11)
     feed(end, write_fpdu(0, 0, b"x"))
     assert end.qp.state is QpState.TERMINATE
-    end.write(end.region, 0, 0, 10, wr_id=2)
+    end.send((0, 10), wr_id=2)
     end.recv((0, 10), wr_id=12)
     assert len(terminates(drain(end))) == 1
-    end.write(end.region, 0, 0, 10, wr_id=3)
+    end.send((0, 10), wr_id=3)
     end.recv((0, 10), wr_id=13)
     flushed = WcStatus.WR_FLUSH_ERR
     assert ids(end.sent()) == [(1, flushed), (2, flushed), (3, flushed)]
@@ -742,13 +742,15 @@ def test_a_second_element_outside_its_region_fails_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rkey", "addr"),
-    [(-1, 0), (1 << 32, 0), (5, -1), (5, 1 << 64), (5, (1 << 64) - 9)],
+    ("rkey", "addr", "length"),
+    [(-1, 0, 9), (1 << 32, 0, 9), (5, -1, 9), (5, 1 << 64, 9), (5, (1 << 64) - 9, LARGE)],
 )
-def test_a_remote_address_that_no_header_can_hold_is_einval(rkey: int, addr: int) -> None:
+def test_a_remote_address_that_no_header_can_hold_is_einval(
+    rkey: int, addr: int, length: int
+) -> None:
     for opcode in (0, 4):
         end = lone()
-        wr = SendWR(1, sg=[end.sge(0, 10)], opcode=opcode, rkey=rkey, remote_addr=addr)
+        wr = SendWR(1, sg=[end.sge(0, length)], opcode=opcode, rkey=rkey, remote_addr=addr)
         with pytest.raises(OSError, match="remote") as caught:
             end.qp.post_send(wr)
         assert caught.value.errno == errno.EINVAL

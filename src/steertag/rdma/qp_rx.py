@@ -113,7 +113,8 @@ class Receiver:
         # Of the segment that is being placed directly:
         self._dest: list[memoryview] = []
         self._placed: list[memoryview] = []
-        self._header: ddp.Tagged | ddp.Untagged | None = None
+        self._header: ddp.Tagged | ddp.Untagged | None = None  # None: a Write to STag _sink
+        self._sink = 0
         self._direct_length = 0
         self._crc_value = 0
         self._tail = 0
@@ -161,12 +162,13 @@ class Receiver:
         owner = region.view.obj
         if not any(view.obj is owner for view in self._placed):
             return False
-        if isinstance(self._header, ddp.Tagged):
-            stags = [self._header.stag]
-        else:
+        if isinstance(self._header, ddp.Untagged):
             stags = [lkey for _, _, lkey in self._receive.sges] if self._receive else []
+        else:
+            stags = [self._sink if self._header is None else self._header.stag]
         if region.stag not in stags:
             return False
+        self.segment = None
         self._dest, self._placed = [], []
         return True
 
@@ -304,6 +306,7 @@ class Receiver:
                 _, _, _, stag, to = _PREFIX.unpack_from(self._buf, start)
                 view = self._table.write_target(stag, self._pd, to, ulpdu - ddp.TAGGED_LEN)
                 self._header = None
+                self._sink = stag
                 self._placed = [view]
             else:
                 self._header = self._parse_header(start + mpa.LENGTH_LEN, ulpdu)
