@@ -16,7 +16,7 @@ from steertag.transfer import rdma, tcp
 from steertag.transfer.auth import same
 from steertag.transfer.control import Control
 from steertag.transfer.digest import Hasher, new_digest
-from steertag.transfer.errors import ExitCode, TransferError
+from steertag.transfer.errors import ExitCode, PathCode, PathFailed, TransferError
 from steertag.transfer.names import escape
 from steertag.transfer.paths import PathName
 from steertag.transfer.progress import Progress
@@ -122,11 +122,13 @@ class Receiving:
                 step = tcp.BUFFERED_STEP if buffered else tcp.SENDFILE_STEP
                 args = (hasher, self._meter, self._progress.moved)
                 tcp.receive(self._control, self._sink, step, *args)
-            return self._finish(hasher.digest())
+            return self._finish(hasher.digest(), path)
 
-    def _finish(self, digest: bytes) -> Outcome:
+    def _finish(self, digest: bytes, path: PathName) -> Outcome:
         done = self._control.expect(Done)
         if not same(done.digest, digest):
+            if path.is_rdma:
+                raise PathFailed(PathCode.GARBLED, "what arrived over RDMA is not what was sent")
             raise TransferError(
                 ExitCode.DIGEST_MISMATCH,
                 f"{escape(self._sink.name)}: what arrived is not what was sent "

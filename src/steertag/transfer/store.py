@@ -202,6 +202,17 @@ class Sink:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
 
+    def is_tmpfs(self) -> bool:
+        """Whether the file's pages are memory only (tmpfs), by the device's line in mountinfo."""
+        device = os.fstat(self.fd).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                before, _, after = line.partition(" - ")
+                if before.split()[2] == number:
+                    return after.split()[0] == "tmpfs"
+        return False
+
     @contextmanager
     def mapping(self) -> Iterator[mmap.mmap | None]:
         """The file as shared memory, readable and writable; None when it is empty."""
