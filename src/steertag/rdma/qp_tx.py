@@ -252,7 +252,7 @@ class Transmitter:
 
         Empty where there is nothing to send for now.
         """
-        if self._small:
+        if self._small and len(self._parts) < MAX_PARTS:
             self._join_small()
         elif not self._parts and self.pending():
             self._gather()
