@@ -66,7 +66,10 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
         except KeyboardInterrupt:
             _fail(ExitCode.INTERRUPTED, "interrupted; nothing was replaced", as_json)
         except BrokenPipeError:
-            raise  # the reader of our output went away; `main` knows what to do
+            # The reader of our output went away (`stag ls | head`): not an error of ours. What
+            # Python flushes at its end has to go somewhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         except OSError as error:
             _fail(ExitCode.FAILURE, escape(str(error)), as_json)
 
