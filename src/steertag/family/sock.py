@@ -126,11 +126,10 @@ def sk_alloc(stack: Stack, family: int, prot: Proto) -> Sock:
     Raises:
         StateError: `prot` is not registered with `stack`.
     """
-    with stack.lock:
-        if prot.stack is not stack:
-            raise StateError(f"protocol {prot.name} is not registered with this Stack")
-        prot.inuse += 1
+    if prot.stack is not stack:
+        raise StateError(f"protocol {prot.name} is not registered with this Stack")
     sk = prot.obj_size()
+    prot.inuse += 1
     sk.sk_family = family
     sk.sk_prot = prot
     sk.sk_stack = stack

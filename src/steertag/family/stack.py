@@ -205,11 +205,10 @@ class Stack:
         return sock
 
     def sock_put(self, sock: Socket) -> None:
-        """The socket is gone; its family has one user less (module_put). Once per socket."""
-        with self.lock:
-            if not sock.released:
-                sock.released = True
-                self._users[sock.family] -= 1
+        """The socket is gone; its family has one user less (module_put). With the lock held."""
+        if not sock.released:
+            sock.released = True
+            self._users[sock.family] -= 1
 
     def _made(self, sock: Socket, create: Callable[[], None]) -> Socket:
         try:
@@ -219,14 +218,13 @@ class Stack:
                     raise StateError(f"create of family {sock.family} made no sock")
             return sock
         except BaseException:
-            self.sock_put(sock)
+            with self.lock:
+                self.sock_put(sock)
             raise
 
     def _hold_family(self, family: int) -> NetProtoFamily:
         """The family, with one user more, asked for from installed packages if need be."""
-        with self.lock:
-            known = family in self._families
-        if not known and self._load_family is not None:
+        if family not in self._families and self._load_family is not None:
             # Without the lock: loading a module may take long, and may use this Stack.
             self._load_family(self, family)
         with self.lock:

@@ -298,9 +298,14 @@ else:
     from socket import *  # noqa: F403
     from socket import AddressInfo, MsgFlag, SocketIO, SocketKind  # noqa: F401
 
-from steertag.socket.core import socket
+from steertag.socket.base import socket
 from steertag.socket.default import default_stack
 from steertag.socket.functions import create_connection, create_server, fromfd, socketpair
+from steertag.socket.passthrough import PassthroughSocket
+from steertag.socket.process import ProcessSocket
+
+socket._for_passthrough = PassthroughSocket
+socket._for_process = ProcessSocket
 
 error = OSError
 timeout = TimeoutError

@@ -8,7 +8,7 @@ from typing import Any
 
 from steertag.family.net import kernel_socketpair
 from steertag.family.stack import Stack
-from steertag.socket.core import socket
+from steertag.socket.base import socket
 from steertag.socket.default import default_stack
 
 _GLOBAL_DEFAULT = object()

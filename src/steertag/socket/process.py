@@ -1,9 +1,7 @@
-"""The socket object: the standard library's interface over any family.
+"""The socket object of families that live in this process.
 
-A family whose calls all end at the host's socket (`ProtoOps.passthrough`) has its methods bound
-straight to that socket, in the instance, so that nothing lies between. For every other family
-the methods below do what the C library and the kernel's system calls do together: they call the
-family, which never waits, and wait for it on the socket's descriptor.
+Its methods do what the C library and the kernel's system calls do together: they call the family,
+which never waits, and wait for it on the socket's descriptor.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import socket as std
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
@@ -24,9 +21,8 @@ from steertag.family.const import SOCK_LINGER, TcpState
 from steertag.family.msg import Address, Ancillary, MsgHdr
 from steertag.family.socket import Socket
 from steertag.family.sockopt import sock_of
-from steertag.family.stack import Stack
 from steertag.runtime.wait import READ, WRITE, deadline_after, wait_fd, wait_until
-from steertag.socket.default import default_stack
+from steertag.socket.base import socket
 from steertag.socket.file import File
 
 if TYPE_CHECKING:
@@ -37,112 +33,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _CHUNK: Final = 256 * 1024
 
-# What a passthrough socket's instance takes from the host's socket as it is.
-_BOUND: Final = [
-    "bind",
-    "connect",
-    "connect_ex",
-    "fileno",
-    "get_inheritable",
-    "getblocking",
-    "getpeername",
-    "getsockname",
-    "getsockopt",
-    "gettimeout",
-    "listen",
-    "makefile",
-    "recv",
-    "recv_into",
-    "recvfrom",
-    "recvfrom_into",
-    "recvmsg",
-    "recvmsg_into",
-    "send",
-    "sendall",
-    "sendfile",
-    "sendmsg",
-    "sendmsg_afalg",
-    "sendto",
-    "set_inheritable",
-    "setblocking",
-    "setsockopt",
-    "settimeout",
-    "shutdown",
-]
-_bound_of: Final = attrgetter(*_BOUND)
 
-
-class socket:  # the standard library's name
-    """A socket of any family that `stack` knows; see the standard library's `socket.socket`.
-
-    Args:
-        family, type, proto: as for `Stack.sock_create`; left out, AF_INET and SOCK_STREAM.
-        fileno: take this descriptor over instead: one of the host's, or one that a socket of
-            this process gave with `fileno()` or `detach()`.
-        stack: which Stack it lives in; left out, the default one.
-
-    Beside the standard library's: `disconnect()`, `ioctl()`, and `kernel`, the `Socket` that
-    families see.
-    """
+class ProcessSocket(socket):
+    """A socket of a family that lives in this process."""
 
     __module__ = "steertag.socket"
 
-    _native: std.socket | None
-
-    def __init__(
-        self,
-        family: int = -1,
-        type: int = -1,
-        proto: int = -1,
-        fileno: int | None = None,
-        *,
-        stack: Stack | None = None,
-    ) -> None:
-        stack = stack if stack is not None else default_stack()
-        if fileno is not None:
-            self._open_fd(stack, fileno, family, type, proto)
-            return
-        self._setup(
-            stack.sock_create(
-                std.AF_INET if family == -1 else family,
-                std.SOCK_STREAM if type == -1 else type,
-                0 if proto == -1 else proto,
-            )
-        )
-        if type != -1 and type & std.SOCK_NONBLOCK:
-            self.setblocking(False)
-
-    def _open_fd(self, stack: Stack, fd: int, family: int, type: int, proto: int) -> None:
-        if fd < 0:
-            raise ValueError("negative file descriptor")
-        file = File.of_fd(stack, fd)
-        if file is None:
-            self._setup(stack.sock_adopt(std.socket(family, type, proto, fileno=fd)))
-            return
-        file.take_fd(fd)
-        self._setup(file.sock, file)
-        self._fd = fd
-
-    @classmethod
-    def _wrap(cls, sock: Socket, file: File | None = None) -> Self:
-        self = cls.__new__(cls)
-        self._setup(sock, file)
-        return self
-
-    def _setup(self, sock: Socket, file: File | None = None) -> None:
-        self.kernel = sock
+    def _setup(self, native: std.socket | None, file: File | None, fd: int) -> None:
         self._io_refs = 0
         self._closed = False
-        self._fd = -1
+        self._fd = fd
         self._timeout = std.getdefaulttimeout()
-        passthrough = sock.ops.passthrough
-        native = passthrough(sock) if passthrough is not None else None
-        self._native = native
-        if native is not None:
-            self._file = None
-            self.__dict__.update(zip(_BOUND, _bound_of(native), strict=True))
-        else:
-            self._file = file if file is not None else File(sock)
+        self._file: File | None = file if file is not None else File(self.kernel)
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -171,8 +73,7 @@ class socket:  # the standard library's name
 
     def __repr__(self) -> str:
         closed = " [closed]" if self._closed else ""
-        fd = self._native.fileno() if self._native is not None else self._fd
-        text = f"fd={fd}, family={self.family!s}, type={self.type!s}, proto={self.proto}"
+        text = f"fd={self._fd}, family={self.family!s}, type={self.type!s}, proto={self.proto}"
         for label, name in (("laddr", self.getsockname), ("raddr", self.getpeername)):
             with suppress(OSError):
                 if address := name():
@@ -206,9 +107,7 @@ class socket:  # the standard library's name
     def close(self) -> None:
         """Close; with open files from `makefile`, when the last of them is closed.
 
-        Another thread that waits in a call on this socket gets EBADF, unless the socket is one of
-        the host's: that call goes on until something happens, as with the standard library; use
-        `shutdown` to end it.
+        Another thread that waits in a call on this socket gets EBADF.
         """
         self._closed = True
         if self._io_refs <= 0:
@@ -216,7 +115,6 @@ class socket:  # the standard library's name
 
     def _real_close(self) -> None:
         if self._file is None:
-            net.sock_release(self.kernel)
             return
         file, self._file = self._file, None
         self._linger(file)
@@ -251,10 +149,6 @@ class socket:  # the standard library's name
         `socket(fileno=...)` and close that.
         """
         self._closed = True
-        if self._native is not None:
-            fd = self._native.detach()
-            net.sock_release(self.kernel)
-            return fd
         fd, file = self.fileno(), self._live()
         file.detach_fd(fd)
         self._file, self._fd = None, -1
@@ -262,11 +156,8 @@ class socket:  # the standard library's name
 
     def dup(self) -> Self:
         """Another socket object of the same socket."""
-        if self._native is not None:
-            copy = self._wrap(self.kernel.stack.sock_adopt(self._native.dup()))
-        else:
-            file = self._live().get()
-            copy = self._wrap(file.sock, file)
+        file = self._live().get()
+        copy = self._wrap(file.sock, file)
         copy.settimeout(self.gettimeout())
         return copy
 
@@ -347,14 +238,11 @@ class socket:  # the standard library's name
     def listen(self, backlog: int = 128) -> None:
         net.kernel_listen(self._live().sock, backlog)
 
-    def accept(self) -> tuple[Self, Any]:
+    def accept(self) -> tuple[socket, Any]:
         """The next connection and its peer's address."""
-        if self._native is not None:
-            native, address = self._native.accept()
-            return self._wrap(self.kernel.stack.sock_adopt(native)), address
         sock = self._live().sock
         newsock = self._retry(lambda: net.kernel_accept(sock), READ)
-        conn = self._wrap(newsock)
+        conn = socket._wrap(newsock)
         return conn, net.kernel_getname(newsock, True)
 
     def connect(self, address: Address) -> None:
@@ -376,10 +264,6 @@ class socket:  # the standard library's name
                 raise
             return exc.errno
         return 0
-
-    def disconnect(self) -> None:
-        """Dissolve the connection, or forget the peer: connect(2) to AF_UNSPEC."""
-        net.kernel_connect(self.kernel, None)
 
     def shutdown(self, how: int) -> None:
         net.kernel_sock_shutdown(self._live().sock, how)
@@ -409,10 +293,6 @@ class socket:  # the standard library's name
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         return net.kernel_getsockopt(self._live().sock, level, optname, buflen)
-
-    def ioctl(self, cmd: int, arg: object = None) -> int:
-        """ioctl(2) for requests that answer an int: termios.FIONREAD, termios.TIOCOUTQ."""
-        return net.sock_ioctl(self.kernel, cmd, arg)
 
     # -- receiving ----------------------------------------------------------------------------
 
