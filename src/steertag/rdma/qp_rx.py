@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from steertag.errors import ProtocolError, WireError
 from steertag.rdma.constants import (
@@ -48,6 +48,7 @@ _UNTAGGED_PREFIX_LEN: Final = mpa.LENGTH_LEN + ddp.UNTAGGED_LEN
 _CTL_MASK: Final = ddp.T_FLAG | ddp.VERSION_MASK
 _CTL_TAGGED: Final = ddp.T_FLAG | ddp.VERSION
 _OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
+_TAGGED_OPS: Final = (_OP_WRITE, rdmap.control(rdmap.Opcode.READ_RESPONSE))
 _MSN_MASK: Final = 0xFFFFFFFF
 _MAX_TERMINATE: Final = 256
 
@@ -64,6 +65,19 @@ class _Receive:
         self.wr_id, self.sges = rqe
         self.capacity = sum(length for _, length, _ in self.sges)
         self.placed = 0
+
+
+class _Direct(NamedTuple):
+    """The large segment that is being placed: RDMAP's octet, DDP's L flag, STag and length.
+
+    `header` is None for the tagged ones, which need no more than that.
+    """
+
+    op: int
+    last: bool
+    stag: int
+    length: int
+    header: ddp.Tagged | ddp.Untagged | None
 
 
 class Receiver:
@@ -113,9 +127,6 @@ class Receiver:
         # Of the segment that is being placed directly:
         self._dest: list[memoryview] = []
         self._placed: list[memoryview] = []
-        self._header: ddp.Tagged | ddp.Untagged | None = None  # None: a Write to STag _sink
-        self._sink = 0
-        self._direct_length = 0
         self._crc_value = 0
         self._tail = 0
 
@@ -162,10 +173,10 @@ class Receiver:
         owner = region.view.obj
         if not any(view.obj is owner for view in self._placed):
             return False
-        if isinstance(self._header, ddp.Untagged):
-            stags = [lkey for _, _, lkey in self._receive.sges] if self._receive else []
+        if self._direct.header is None:
+            stags = [self._direct.stag]
         else:
-            stags = [self._sink if self._header is None else self._header.stag]
+            stags = [lkey for _, _, lkey in self._receive.sges] if self._receive else []
         if region.stag not in stags:
             return False
         self.segment = None
@@ -302,22 +313,26 @@ class Receiver:
             self._need, self._lookahead = prefix - available, 0
             return
         try:
-            if op == _OP_WRITE and ctl & _CTL_MASK == _CTL_TAGGED:
+            if ctl & _CTL_MASK == _CTL_TAGGED and op in _TAGGED_OPS:
                 _, _, _, stag, to = _PREFIX.unpack_from(self._buf, start)
-                view = self._table.write_target(stag, self._pd, to, ulpdu - ddp.TAGGED_LEN)
-                self._header = None
-                self._sink = stag
-                self._placed = [view]
+                length = ulpdu - ddp.TAGGED_LEN
+                last = bool(ctl & ddp.L_FLAG)
+                self._direct = _Direct(op, last, stag, length, None)
+                if op == _OP_WRITE:
+                    self._placed = [self._table.write_target(stag, self._pd, to, length)]
+                else:
+                    self._placed = self._admit_response(stag, to, length, last)
             else:
-                self._header = self._parse_header(start + mpa.LENGTH_LEN, ulpdu)
-                self._placed = self._admit(self._header, ulpdu - len(self._header), None)
+                header = self._parse_header(start + mpa.LENGTH_LEN, ulpdu)
+                length = ulpdu - len(header)
+                self._direct = _Direct(op, header.last, 0, length, header)
+                self._placed = self._admit(header, length, None)
         except ProtocolError:
             self._note(start, ulpdu)
             raise
         self._dest = self._placed[:]
         if self.crc:
             self._crc_value = crc32c(self._mv[start : start + prefix])
-        self._direct_length = ulpdu + mpa.LENGTH_LEN - prefix
         self._tail = mpa.pad_len(ulpdu) + mpa.CRC_LEN
         if available > prefix:
             self._place_early(bytes(self._mv[start + prefix : self._end]))
@@ -364,9 +379,11 @@ class Receiver:
         self._tail = 0
         self._placed = []
         self._counters.rx_fpdus += 1
-        header = self._header
+        op, last, _, length, header = self._direct
         if header is not None:
-            self._deliver(header, self._direct_length, self._mv[:0])
+            self._deliver(header, length, self._mv[:0])
+        elif op != _OP_WRITE:
+            self._deliver_response(last, length)
 
     # -- checks before placement ---------------------------------------------------------------
 
@@ -385,7 +402,7 @@ class Receiver:
                     return []
                 return [self._table.write_target(header.stag, self._pd, header.to, length)]
             if opcode is rdmap.Opcode.READ_RESPONSE:
-                return self._admit_response(header, length)
+                return self._admit_response(header.stag, header.to, length, header.last)
             raise _unexpected(opcode, "in a tagged segment")
         if header.qn == rdmap.QN_SEND and opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
             return self._admit_send(header, length)
@@ -456,16 +473,16 @@ class Receiver:
         if len(self._tx.responses) >= self.ird:
             raise _untagged_error(ddp.U_NO_BUFFER, f"more Read Requests than IRD {self.ird}")
 
-    def _admit_response(self, header: ddp.Tagged, length: int) -> list[memoryview]:
+    def _admit_response(self, stag: int, to: int, length: int, last: bool) -> list[memoryview]:
         if not self._tx.reads:
             raise _unexpected(rdmap.Opcode.READ_RESPONSE, "without a Read Request")
         read = self._tx.reads[0]
-        if read.length and header.stag != read.lkey:
-            raise _tagged_error(ddp.T_INVALID_STAG, f"Read Response to STag {header.stag:#010x}")
+        if read.length and stag != read.lkey:
+            raise _tagged_error(ddp.T_INVALID_STAG, f"Read Response to STag {stag:#010x}")
         left = read.length - read.placed
-        if read.length and header.to != read.addr + read.placed:
+        if read.length and to != read.addr + read.placed:
             raise _tagged_error(ddp.T_BASE_BOUNDS, "Read Response at another offset than asked")
-        if length > left or header.last != (length == left):
+        if length > left or last != (length == left):
             raise _tagged_error(ddp.T_BASE_BOUNDS, f"Read Response: {length} octets of {left}")
         if not length:
             return []
@@ -482,8 +499,7 @@ class Receiver:
         """The segment of `length` octets is placed: advance its message, complete what is done."""
         opcode = rdmap.parse_control(header.ulp)
         if opcode is rdmap.Opcode.READ_RESPONSE:
-            assert isinstance(header, ddp.Tagged)
-            self._deliver_response(header, length)
+            self._deliver_response(header.last, length)
         elif isinstance(header, ddp.Untagged):
             if opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
                 self._deliver_send(header, length, opcode is rdmap.Opcode.SEND_SE)
@@ -503,10 +519,10 @@ class Receiver:
         wc = WC(receive.wr_id, WcStatus.SUCCESS, WC_RECV, receive.placed, self._qp_num)
         self._complete(wc, solicited)
 
-    def _deliver_response(self, header: ddp.Tagged, length: int) -> None:
+    def _deliver_response(self, last: bool, length: int) -> None:
         read = self._tx.reads[0]
         read.placed += length
-        if header.last:
+        if last:
             self._tx.reads.popleft()
             read.done = True
             self._tx.complete_ready()

@@ -48,7 +48,7 @@ U_TOO_LONG: Final = 0x05
 U_INVALID_VERSION: Final = 0x06
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Tagged:
     """A tagged segment's header.
 
@@ -74,7 +74,7 @@ class Tagged:
         return TAGGED_LEN
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Untagged:
     """An untagged segment's header.
 
