@@ -61,6 +61,13 @@ def test_help_lists_every_command_with_what_it_does() -> None:
         assert f"{name} {text}" in shown
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_imports_no_rich_for_it(name: str) -> None:
+    done = run("-c", MODULES_AFTER_HELP, json.dumps([name, "--help"]))
+    assert done.stdout.startswith(f"Usage: stag {name}")
+    assert "rich" not in json.loads(done.stderr)
+
+
 def test_a_command_that_does_not_exist_is_told_in_a_line_and_is_exit_code_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "steertag", "fetch"],
