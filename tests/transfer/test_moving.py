@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -90,9 +91,11 @@ def test_any_name_makes_the_round_trip(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["tcp-sendfile", "rdma-write", "rdma-read"])
 def test_a_file_over_4_gib_arrives(server: Serving, served: Path, here: Path, path: str) -> None:
     size = 4 * 1024**3 + 4097
+    if shutil.disk_usage(here).free < 2 * size:
+        pytest.skip(f"not possible here: {here} has no room for the copy")
     with (served / "big").open("wb") as file:
         file.truncate(size)
         for offset in (0, 2**32 - 4, 2**32 + 1, size - 5):
@@ -124,6 +127,9 @@ def test_the_destination_may_be_left_out_or_be_a_directory(
     data = make_file(served / "sub" / "file", 10)
     assert stag("get", server.url + "sub/file", cwd=here).code == 0
     assert (here / "file").read_bytes() == data
+    done = stag("get", server.url + "sub/file", f"{here}/nowhere/")
+    assert done.code == 3
+    assert "nowhere" in done.err
     (here / "into").mkdir()
     assert stag("get", server.url + "sub/file", here / "into").code == 0
     assert (here / "into" / "file").read_bytes() == data

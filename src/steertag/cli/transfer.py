@@ -171,7 +171,7 @@ def _connect(
         idle_timeout=timeout,
         rdma_timeout=rdma_timeout,
         # A token from the environment is for servers elsewhere; one of this machine needs none.
-        require_auth=token_file is not None or not is_loopback(url.host),
+        require_auth=token_file is not None or (path is not None and not is_loopback(url.host)),
     )
     token = read_token_file(path) if path else None
     signal.signal(signal.SIGTERM, _terminate)
@@ -183,12 +183,12 @@ def _connect(
 
 @click.command()
 @click.argument("url")
-@click.argument("dest", required=False, type=_FILE)
+@click.argument("dest", required=False, type=click.Path(readable=False))
 @_move_options
 @_one_line_errors
 def get(
     url: str,
-    dest: Path | None,
+    dest: str | None,
     path: str,
     digest: str,
     no_clobber: bool,
@@ -207,8 +207,8 @@ def get(
     leaf = where.path.rsplit("/", 1)[-1]
     if not leaf:
         raise TransferError(ExitCode.USAGE, f"{where} names no file; `stag ls` lists what is there")
-    destination = dest or Path(leaf)
-    if destination.is_dir() and dest is not None:
+    destination = Path(dest or leaf)
+    if dest and (destination.is_dir() or dest.endswith("/")):
         destination = destination / leaf
     request = Request(path, digest, replace=not no_clobber)
     with _connect(where, **connection) as client:

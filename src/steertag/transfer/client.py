@@ -17,7 +17,7 @@ from typing import Final
 
 from steertag.errors import WireError
 from steertag.transfer import rdma
-from steertag.transfer.auth import NONCE_OCTETS, Challenge, same
+from steertag.transfer.auth import NONCE_OCTETS, SESSION_OCTETS, Challenge, same
 from steertag.transfer.control import Control
 from steertag.transfer.digest import DEFAULT_DIGEST, new_digest
 from steertag.transfer.errors import (
@@ -136,6 +136,8 @@ class Client:
                 f"{self._control.stream.peer} is no stag server ({error}); check host and port",
             ) from error
         reply = self._control.expect(HelloReply)
+        if (len(reply.nonce), len(reply.session)) != (NONCE_OCTETS, SESSION_OCTETS):
+            raise WireError("its nonce or its session has the wrong length")
         challenge = Challenge(nonce, reply.nonce, reply.session)
         self._authenticate(reply, challenge)
         return reply, challenge

@@ -68,7 +68,7 @@ class Control:
         """Send `error` to the peer, once."""
         if not error.told:
             error.told = True
-            self.send(failure(error, self.serial))
+            self.send(failure(error, self.serial, self._serves))
 
     def receive(self, deadline: float | None = None, max_body: int | None = None) -> Message:
         """The next message, whatever it is.
@@ -130,9 +130,14 @@ class Control:
             raise PathFailed(code, printable(message.reason))
 
 
-def failure(error: TransferError, serial: int) -> Failed:
-    """The message that tells a peer of `error`."""
-    return Failed(serial, int(error.code), error.message[:MAX_NAME])
+def failure(error: TransferError, serial: int, in_words: bool) -> Failed:
+    """The message that tells a peer of `error`.
+
+    A client's words name its own files, which are none of a server's business: it sends the
+    code only.
+    """
+    text = error.message[:MAX_NAME] if in_words else error.code.name.lower().replace("_", " ")
+    return Failed(serial, int(error.code), text)
 
 
 def peer_failed(message: Failed) -> PeerFailed:

@@ -168,6 +168,8 @@ class Server:
                 return
             try:
                 sock, address = self._listener.accept()
+            except BlockingIOError:
+                continue  # the client left before we came
             except OSError as error:
                 # Out of descriptors or memory, or the client left: the listener lives on.
                 self.report({"event": "accept-failed", "reason": error.strerror or str(error)})

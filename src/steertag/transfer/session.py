@@ -123,6 +123,8 @@ class Session:
                 f"this server speaks version {VERSION} of the protocol, you {hello.version}; "
                 "install the same steertag on both sides",
             )
+        if len(hello.nonce) != NONCE_OCTETS:
+            raise WireError(f"a nonce of {len(hello.nonce)} octets, not {NONCE_OCTETS}")
         challenge = Challenge(hello.nonce, secrets.token_bytes(NONCE_OCTETS), self.id)
         token, rdma = self._config.token, self._server.rdma
         reply = HelloReply(
@@ -184,7 +186,7 @@ class Session:
             self._server.count("failed")
             self._log("failed", code=int(error.code), reason=error.message)
             self._control.tell(error)
-            self._last_error = failure(error, self._control.serial)
+            self._last_error = failure(error, self._control.serial, in_words=True)
 
     def _dispatch(self, message: Message) -> None:
         if isinstance(message, List):

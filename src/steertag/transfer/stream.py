@@ -61,6 +61,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen()
+        sock.setblocking(False)
     except OSError as error:
         sock.close()
         raise TransferError(
