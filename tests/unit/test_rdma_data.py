@@ -394,6 +394,16 @@ def test_an_opcode_that_iwarp_does_not_have_here_is_einval(opcode: int) -> None:
         end.qp.post_send(SendWR(opcode=opcode))
 
 
+@pytest.mark.parametrize("flags", [8, 16, -1])
+def test_flags_that_nothing_would_heed_are_einval(flags: int) -> None:
+    """Inline data above all: who asks for it changes the memory right after."""
+    end = lone()
+    with pytest.raises(OSError, match="flags"):
+        end.write(end.region, 0, 0, 8, flags=flags)
+    with pytest.raises(OSError, match="flags"):
+        end.send((0, 8), flags=flags)
+
+
 def test_too_many_elements_are_einval() -> None:
     end = lone(cap=QpCap(max_send_sge=2, max_recv_sge=2))
     with pytest.raises(OSError, match="elements"):

@@ -15,6 +15,8 @@ SEND_FENCE: Final = 1
 SEND_SIGNALED: Final = 2
 SEND_SOLICITED: Final = 4
 SEND_INLINE: Final = 8
+SEND_KNOWN: Final = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED
+"""What a request may ask for. Not for inline data: payload leaves from where it lies."""
 
 WR_RDMA_WRITE: Final = 0
 WR_SEND: Final = 2

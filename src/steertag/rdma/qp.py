@@ -13,6 +13,7 @@ from typing import Final
 
 from steertag.errors import ProtocolError, os_error
 from steertag.rdma.constants import (
+    SEND_KNOWN,
     WC_OF_WR,
     WR_RDMA_READ,
     WR_RDMA_WRITE,
@@ -40,7 +41,7 @@ class QpCap:
     max_recv_wr: int = 64
     max_send_sge: int = 4
     max_recv_sge: int = 4
-    max_inline_data: int = 0
+    max_inline_data: int = 0  # there is no inline data: more is EINVAL
 
 
 class QueuePair:
@@ -107,6 +108,8 @@ class QueuePair:
             raise os_error(errno.ENOMEM, f"send queue of {self.cap.max_send_wr} is full")
         sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
         flags |= wr.send_flags
+        if flags & ~SEND_KNOWN:
+            raise os_error(errno.EINVAL, f"send flags {flags:#x}; data is never inline")
         if len(sg) == 1:
             sge = sg[0]
             length = sge.length

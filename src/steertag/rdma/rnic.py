@@ -96,6 +96,7 @@ class Rnic:
             and 0 <= cap.max_recv_wr <= limits.max_qp_wr
             and 0 <= cap.max_send_sge <= limits.max_sge
             and 0 <= cap.max_recv_sge <= limits.max_sge
+            and not cap.max_inline_data
         ):
             raise os_error(errno.EINVAL, f"capacities {cap} are over the device's")
         if len(self.qps) >= limits.max_qp:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 
+from steertag.errors import os_error
 from steertag.rdma.cq import WC, CompletionQueue
 from steertag.verbs.device import Context, Managed
 
@@ -24,6 +26,7 @@ class CompChannel(Managed):
         self.context = creator
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
         self._events: deque[CQ] = deque()
+        self.users = 0
         super().__init__(creator)
 
     def fileno(self) -> int:
@@ -34,17 +37,24 @@ class CompChannel(Managed):
 
         Raises:
             TimeoutError: none came within `timeout` seconds.
-            OSError: EINVAL where it is of another CQ than `expected_cq`.
+            OSError: EINVAL where it is of another CQ than `expected_cq`; the event stays.
         """
-        if not self.context.wait_for(lambda: bool(self._events), timeout):
-            raise TimeoutError("no completion event")
-        with self.context.loop.lock:
+        taken: list[CQ] = []
+
+        def take() -> bool:
+            if not self._events:
+                return False
+            cq = self._events[0]
+            if expected_cq is not None and cq is not expected_cq:
+                raise os_error(errno.EINVAL, "the event is of another completion queue")
             os.eventfd_read(self._fd)
-            cq = self._events.popleft()
             cq.unacknowledged += 1
-        if expected_cq is not None and cq is not expected_cq:
-            raise OSError("the event is of another completion queue")
-        return cq
+            taken.append(self._events.popleft())
+            return True
+
+        if not self.context.wait_for(take, timeout) or not taken:
+            raise TimeoutError("no completion event")
+        return taken[0]
 
     def post(self, cq: CQ) -> None:
         """An armed queue got its completion. Called with the lock held."""
@@ -52,8 +62,18 @@ class CompChannel(Managed):
         os.eventfd_write(self._fd, 1)
         self.context.loop.notify()
 
+    def forget(self, cq: CQ) -> None:
+        """The queue is being closed: its events go with it. Called with the lock held."""
+        self.users -= 1
+        for _ in range(self._events.count(cq)):
+            self._events.remove(cq)
+            os.eventfd_read(self._fd)
+
     def _close(self) -> None:
-        os.close(self._fd)
+        with self.context.loop.lock:
+            if self.users:
+                raise os_error(errno.EBUSY, f"{self.users} completion queues use the channel")
+            os.close(self._fd)
 
 
 class CQ(Managed):
@@ -81,9 +101,9 @@ class CQ(Managed):
         comp_vector: int = 0,
     ) -> None:
         if not 0 < cqe <= creator.rnic.limits.max_cqe:
-            raise OSError(22, f"a completion queue of {cqe} entries")
+            raise os_error(errno.EINVAL, f"a completion queue of {cqe} entries")
         if comp_vector:
-            raise OSError(22, f"completion vector {comp_vector}; there is only 0")
+            raise os_error(errno.EINVAL, f"completion vector {comp_vector}; there is only 0")
         self.context = creator
         self.cqe = cqe
         self.cq_context = cq_context
@@ -93,6 +113,9 @@ class CQ(Managed):
         self.queue = CompletionQueue(
             cqe, self._event, self._overrun, loop.notify if loop.threaded else None
         )
+        if channel is not None:
+            with loop.lock:
+                channel.users += 1
         super().__init__(creator)
 
     @property
@@ -116,8 +139,15 @@ class CQ(Managed):
 
     def wait(self, num_entries: int = 1, timeout: float | None = None) -> list[WC]:
         """Wait for at least one completion, take up to `num_entries`; empty after `timeout`."""
-        self.context.wait_for(lambda: bool(self.queue.entries), timeout)
-        return self.poll(num_entries)[1]
+        taken: list[WC] = []
+
+        def take() -> bool:
+            taken.extend(self.queue.poll(num_entries))
+            return bool(taken)
+
+        # Taken with the lock held: another thread that polls can't be faster.
+        self.context.wait_for(take, timeout)
+        return taken
 
     def req_notify(self, solicited_only: bool = False) -> None:
         """`ibv_req_notify_cq`: the next completion posts an event to the channel."""
@@ -143,4 +173,6 @@ class CQ(Managed):
     def _close(self) -> None:
         with self.context.loop.lock:
             if any(qp.uses(self.queue) for qp in self.context.rnic.qps.values()):
-                raise OSError(16, "queue pairs use the completion queue")
+                raise os_error(errno.EBUSY, "queue pairs use the completion queue")
+            if self.channel is not None:
+                self.channel.forget(self)

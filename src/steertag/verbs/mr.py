@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 
+from steertag.errors import os_error
 from steertag.verbs.device import PD, Managed
 
 
@@ -38,6 +40,8 @@ class MR(Managed):
         self.pd = creator
         self.context = creator.context
         if isinstance(buffer, int):
+            if buffer <= 0:
+                raise os_error(errno.EINVAL, f"a region of {buffer} octets")
             buffer = mmap.mmap(-1, buffer)
         with self.context.loop.lock:
             self._region = self.context.rnic.register(creator.handle, buffer, access)
