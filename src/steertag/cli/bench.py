@@ -14,7 +14,7 @@ _DEFAULT_SIZE: Final = 64 * 1024
 _DEFAULT_LATENCY_SIZE: Final = 8
 
 
-class Octets(click.ParamType):
+class Octets(click.ParamType[int]):
     """A number of octets: 64, 4K, 1M, 1GiB (powers of 1024)."""
 
     name = "size"
@@ -104,6 +104,8 @@ def _table(result: dict[str, Any]) -> str:
         f" {result['count']:,} messages in {result['rounds']} rounds"
     )
     raw, rdma, ratio = result["raw"], result["rdma"], result["ratio"]
+    head: tuple[str, ...]
+    lines: list[tuple[str, ...]]
     if result["latency"]:
         head = ("round trip, us", "min", "p50", "p99")
         keys = ("min_us", "p50_us", "p99_us")

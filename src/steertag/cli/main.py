@@ -21,9 +21,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "put": ("steertag.cli.transfer:put", "Send a file to a writable stag server."),
     "ls": ("steertag.cli.transfer:ls", "List a directory of a stag server."),
     "demo": ("steertag.cli.demo:demo", "Move a file over four paths and show the figures."),
-    "bench": ("steertag.cli.bench:bench", "Measure RDMA Write, Read and Send against a raw socket."),
-    "protocols": ("steertag.cli.stack:protocols", "List registered protocols (/proc/net/protocols)."),
-    "sockets": ("steertag.cli.stack:sockets", "List this Stack's sockets (ss)."),
+    "bench": ("steertag.cli.bench:bench", "Measure RDMA Write, Read, Send against a socket."),
+    "protocols": ("steertag.cli.stack:protocols", "List protocols, as /proc/net/protocols does."),
+    "sockets": ("steertag.cli.stack:sockets", "List a Stack's sockets, as ss does."),
     "sysctl": ("steertag.cli.stack:sysctl", "Read and set a Stack's parameters."),
     "completion": ("steertag.cli.completion:completion", "Print a shell completion script."),
 }
