@@ -198,7 +198,9 @@ class ExampleStream:
     def disconnect(self, sk: Sock, flags: int) -> None:
         ex = example_sk(sk)
         while sk.accept_queue:
-            self.close(net.sk_acceptq_removed(sk), 0.0)
+            child = net.sk_acceptq_removed(sk)
+            self.disconnect(child, flags)  # nobody will accept it
+            net.inet_csk_destroy_sock(child)
         if sk.sk_state not in (TcpState.TCP_CLOSE, TcpState.TCP_LISTEN):
             self.transmit(ex, RST)
         net.inet_unhash(sk)

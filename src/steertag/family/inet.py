@@ -109,14 +109,14 @@ def sk_clone(parent: Sock) -> Sock:
 
 
 def inet_autobind(sk: Sock) -> None:
-    """A port for a sock that was not bound. Raises EAGAIN if there is none left."""
+    """A port for a sock that was not bound. Raises EADDRNOTAVAIL if there is none left."""
     get_port = sk.sk_prot.get_port
     if get_port is None or sk.sk_prot.no_autobind or inet_sk(sk).inet_num:
         return
     try:
         get_port(sk, 0)
     except OSError as exc:
-        raise os_error(errno.EAGAIN, "no port is free") from exc
+        raise os_error(errno.EADDRNOTAVAIL, "no port is free") from exc
 
 
 def inet_bind(sock: Socket, address: Address) -> None:
