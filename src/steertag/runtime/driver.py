@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -15,6 +16,7 @@ from steertag.runtime.stream import Buffer, Stream
 
 MSG_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _ENDED: Final = -1
+_TIMEVAL: Final = struct.Struct("@ll")
 _SINK_OCTETS: Final = 65536
 _ROUNDS: Final = 16
 """Sends and reads in one `pump`, so that one connection doesn't starve the others."""
@@ -58,6 +60,8 @@ class StreamDriver:
         self._blocked = False
         self._shut = False
         self._drained = True
+        self._read_timeout: float | None = None
+        self._can_time_reads = True
         self._events = READ
         self._linger_until: float | None = None
         self._sink = memoryview(bytearray(_SINK_OCTETS))
@@ -85,34 +89,55 @@ class StreamDriver:
 
     def pump(self) -> bool:
         """Send what is to be sent, read what is there. True if anything moved."""
-        moved = False
+        sent = self._send()
+        received = False
         for _ in range(_ROUNDS):
-            sent = self._send()
             octets = self._receive(MSG_DONTWAIT)
-            if octets <= 0:
-                moved = moved or sent or octets == _ENDED
+            received = received or octets != 0
+            if octets <= 0 or self._drained:
                 break
-            moved = True
-            if self._drained:
-                self._send()
-                break
+        if received:
+            self._send()
         self._settle()
-        return moved
+        return sent or received
 
-    def block(self) -> bool:
-        """Wait in the stream's own read, without end. False where `pump` has to do it.
+    def block(self, timeout: float | None) -> bool | None:
+        """`pump`, but wait in the stream's own read; None where that can't be done.
 
         For a program's only connection: one system call instead of three for a message that is
         waited for.
         """
         qp = self._qp
-        if qp is None or qp.state is not QpState.RTS or self._blocked or qp.tx.pending():
-            return False
-        if self._receive(0) > 0 and not self._drained:
+        if (
+            qp is None
+            or qp.state is not QpState.RTS
+            or self._blocked
+            or (timeout != self._read_timeout and not self._set_read_timeout(timeout))
+            or qp.tx.pending()
+        ):
+            return None
+        octets = self._receive(0)
+        if octets > 0 and not self._drained:
             self.pump()
         elif qp.wants_to_send or qp.state is not QpState.RTS:
             self._send()
             self._settle()
+        return octets != 0
+
+    def _set_read_timeout(self, timeout: float | None) -> bool:
+        """Have the kernel end a blocking read after so long (SO_RCVTIMEO; 0 is never)."""
+        if not self._can_time_reads:
+            return timeout is None
+        microseconds = 0 if timeout is None else max(1, int(timeout * 1e6))
+        value = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+        self._counters.syscalls += 1
+        try:
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        except OSError:
+            # A family without it waits in `Loop` instead.
+            self._can_time_reads = False
+            return timeout is None
+        self._read_timeout = timeout
         return True
 
     def flush(self) -> None:
@@ -187,7 +212,8 @@ class StreamDriver:
                 self._drained = octets < len(buffers[0])
             else:
                 octets = self._stream.recvmsg_into(buffers, 0, flags)[0]
-                self._drained = octets < sum(map(len, buffers))
+                # The end of the stream's data for now lies in the payload: the usual case.
+                self._drained = octets <= len(buffers[0]) or octets < sum(map(len, buffers))
         except BlockingIOError:
             return 0
         except OSError as exc:

@@ -64,9 +64,9 @@ class Listener:
         self.deadline = None
         self._loop.wait_on(self, READ)
 
-    def block(self) -> bool:
+    def block(self, timeout: float | None) -> bool | None:
         """Its socket doesn't block."""
-        return False
+        return None
 
     def pump(self) -> bool:
         for accepted in range(_ACCEPTS):

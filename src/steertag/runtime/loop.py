@@ -33,8 +33,11 @@ class Handler(Protocol):
         """Move what can be moved without waiting; True if anything was."""
         ...
 
-    def block(self) -> bool:
-        """Wait without end for what `pump` would move, and move it; False where it can't."""
+    def block(self, timeout: float | None) -> bool | None:
+        """Wait up to `timeout` seconds (None: without end) for what `pump` would move, move it.
+
+        None where it can't.
+        """
         ...
 
     def handle_timer(self, now: float) -> None: ...
@@ -111,7 +114,10 @@ class Loop:
         if sole is not None and self._thread is None:
             # The usual case of a latency-bound program: no epoll in the way of the socket.
             with self.lock:
-                if (timeout is None and sole.block()) or sole.pump():
+                moved = None if timeout == 0 else sole.block(timeout)
+                if moved is not None:
+                    return moved
+                if sole.pump():
                     return True
                 if timeout == 0 and sole.deadline is None:
                     return False

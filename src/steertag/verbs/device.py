@@ -54,6 +54,9 @@ class Managed:
     def _close(self) -> None:
         """What closing means for this kind of object."""
 
+    def flush(self) -> None:
+        """Send what is to be sent, where there is such a thing. Called with the lock held."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -77,7 +80,8 @@ class Context(Managed):
         stack: the Stack whose sockets carry the connections; None is the default Stack.
         progress: who moves octets. "thread": a background thread of the Context. "caller": the
             program's own calls (`CQ.poll`, `progress`, whatever waits); lowest latency, and
-            nothing moves between them.
+            nothing moves between them. Such a Context is for one thread at a time: while one
+            waits, another's call waits with it.
         randbits: where STags come from; `secrets.randbits` unless a test wants to repeat a run.
 
     Raises:
@@ -140,6 +144,10 @@ class PD(Managed):
         with creator.loop.lock:
             self.handle = creator.rnic.alloc_pd()
         super().__init__(creator)
+
+    def flush(self) -> None:
+        for child in self._children:
+            child.flush()
 
     def _close(self) -> None:
         with self.context.loop.lock:
