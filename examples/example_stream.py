@@ -134,6 +134,8 @@ class ExampleStream:
     def sendmsg(self, sk: Sock, msg: MsgHdr) -> int:
         ex = example_sk(sk)
         net.sock_raise_error(sk)
+        if msg.msg_control:
+            raise os_error(errno.EINVAL)  # this protocol has no ancillary data
         if sk.sk_shutdown & net.SEND_SHUTDOWN:
             raise os_error(errno.EPIPE)
         if sk.sk_state not in (TcpState.TCP_ESTABLISHED, TcpState.TCP_CLOSE_WAIT):
@@ -337,6 +339,8 @@ class ExampleStream:
 
     def acknowledged(self, sk: ExampleSock, frame: Frame) -> None:
         """Let go what arrived; without room at the peer, go back to what did not."""
+        if frame.ack > sk.snd_end + sk.fin_queued:
+            raise WireError("example frame: acknowledges what was not sent")
         sk.snd_una, sk.snd_wnd = max(sk.snd_una, frame.ack), frame.window
         while (skb := sk.sk_write_queue.peek()) and skb.seq + len(skb) <= sk.snd_una:
             net.sk_wmem_free_skb(sk, sk.sk_write_queue.popleft())
@@ -364,7 +368,7 @@ class ExampleStream:
             self.transmit(sk, RST)  # nobody is left to read it
             self.reset_received(sk)
             return
-        if frame.seq != sk.rcv_nxt or sk.sk_shutdown & net.RCV_SHUTDOWN:
+        if not payload or frame.seq != sk.rcv_nxt or sk.sk_shutdown & net.RCV_SHUTDOWN:
             self.transmit(sk, ACK, sk.rcv_adv)  # still no room, if there was none
             return
         skb = SkBuff.of(payload)

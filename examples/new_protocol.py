@@ -85,8 +85,7 @@ class ExampleFamily:
         sock.state = SocketState.SS_UNCONNECTED
         sk = net.sk_alloc(stack, AF_EXAMPLE, prot)
         net.sock_init_data(sock, sk)
-        if prot.init is not None:
-            prot.init(sk)
+        net.sk_init(sk)  # prot.init, and if that refuses the sock goes
 
     # -- step 4: struct proto_ops, for each type ------------------------------------------------
 
@@ -157,6 +156,8 @@ class ExampleFamily:
             peer, port = ex.inet_daddr, ex.inet_dport
         else:
             raise os_error(errno.EDESTADDRREQ)
+        if msg.msg_control:
+            raise os_error(errno.EINVAL)  # this protocol has no ancillary data
         skb = net.sock_alloc_send_skb(sk, msg.length)
         try:
             skb.put(msg.read(0, msg.length))

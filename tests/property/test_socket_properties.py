@@ -6,6 +6,7 @@ import select
 import socket as std
 from contextlib import suppress
 
+from example_stream import RST, Frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -128,6 +129,42 @@ def test_hostile_frames_are_counted_and_break_nothing(frames: list[bytes]) -> No
         assert near.stats.rx_packets == len(frames)
         assert near.stats.rx_errors <= len(frames)
     assert [prot.inuse for prot in stack.protocols] == [0, 0]
+
+
+KINDS = st.integers(1, 7)
+NUMBERS = st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1))
+
+
+@given(
+    frames=st.lists(
+        st.tuples(KINDS, NUMBERS, NUMBERS, NUMBERS, st.binary(max_size=50)), max_size=30
+    )
+)
+def test_a_peer_that_breaks_every_rule_breaks_its_own_connection_at_most(
+    frames: list[tuple[int, int, int, int, bytes]],
+) -> None:
+    stack = Stack()
+    near, far = device.memory_link()
+    family = register(stack, near, "node")
+    with (
+        socket.socket(AF_EXAMPLE, std.SOCK_STREAM, stack=stack) as client,
+        socket.socket(AF_EXAMPLE, std.SOCK_STREAM, stack=stack) as server,
+    ):
+        server.bind(("node", 1))
+        server.listen()
+        client.bind(("node", 2))
+        client.setblocking(False)
+        client.connect_ex(("evil", 9))
+        for kind, seq, ack, window, payload in frames:
+            for dport in (1, 2):
+                frame = Frame(kind, 9, dport, "evil", "node", seq, ack, window)
+                far.transmit([frame.emit(), payload])
+            for call in (lambda: client.send(bytes(3000)), lambda: client.recv(10)):
+                outcome_of(call)
+    for dport in (1, 2):  # the peer is gone: whoever still delivers to it gives up
+        far.transmit([Frame(RST, 9, dport, "evil", "node").emit()])
+    family.unregister()  # EBUSY if anything was left
+    assert family.stream.prot.memory_allocated.value == 0
 
 
 @given(

@@ -193,6 +193,37 @@ def test_the_default_stack_serves_module_level_calls() -> None:
     assert 120 not in steertag.default_stack().families
 
 
+def test_init_and_destroy_frame_the_life_of_every_sock(stack: Stack) -> None:
+    lives: list[str] = []
+    entry = ExampleFamily(stack, device.loopback(), "node")
+    start = entry.stream.prot.init
+    entry.stream.prot.init = lambda sk: (start(sk), lives.append("init"))
+    entry.stream.prot.destroy = lambda sk: lives.append("destroy")
+    entry.register()
+    with (
+        socket.socket(AF_EXAMPLE, std.SOCK_STREAM, stack=stack) as server,
+        socket.socket(AF_EXAMPLE, std.SOCK_STREAM, stack=stack) as client,
+    ):
+        server.bind(("node", 1))
+        server.listen()
+        client.connect(("node", 1))
+        assert lives == ["init"] * 3, "the child that the listener made is one too"
+    assert lives == ["init"] * 3 + ["destroy"] * 3
+
+
+def test_a_sock_that_init_refuses_leaves_nothing(stack: Stack) -> None:
+    entry = ExampleFamily(stack, device.loopback(), "node")
+
+    def refuse(sk: object) -> None:
+        raise OSError(errno.ENOMEM, "no")
+
+    entry.stream.prot.init = refuse
+    entry.register()
+    expect_errno(lambda: stack.sock_create(AF_EXAMPLE, std.SOCK_STREAM), errno.ENOMEM)
+    entry.unregister()
+    assert entry.stream.prot.sockets_allocated.value == 0
+
+
 def test_two_stacks_know_nothing_of_each_other(stack: Stack, example: ExampleFamily) -> None:
     other = Stack(load_family=None)
     expect_errno(lambda: other.sock_create(AF_EXAMPLE, std.SOCK_STREAM), errno.EAFNOSUPPORT)
@@ -242,6 +273,29 @@ def test_an_unknown_family_is_loaded_from_an_installed_package(
             client.sendall(b"third party")
             assert conn.recv(100) == b"third party"
     expect_errno(lambda: stack.sock_create(78, std.SOCK_STREAM), errno.EAFNOSUPPORT)
+
+
+def test_threads_that_ask_at_once_load_a_package_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "net-pf-77 = acme_family:register")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stack = Stack()
+    start = threading.Barrier(4)
+    outcomes: list[object] = []
+
+    def ask() -> None:
+        start.wait(30)
+        outcomes.append(outcome_of(lambda: stack.sock_create(77, std.SOCK_STREAM)))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome for outcome in outcomes if isinstance(outcome, OSError)] == []
+    for sock in outcomes:
+        sock_release(sock)
 
 
 def test_a_broken_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

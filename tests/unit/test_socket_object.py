@@ -1,5 +1,6 @@
 """What the socket object has beside what every family's conformance suite asks."""
 
+import asyncio
 import errno
 import gc
 import http.client
@@ -107,6 +108,32 @@ def test_http_server_and_client_run_over_it(family: int, stack: Stack) -> None:
                 assert client.getresponse().read() == f"you asked for {path}".encode()
         server.shutdown()
         thread.join()
+
+
+def test_asyncio_serves_over_it(ends: Endpoints) -> None:
+    async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        writer.close()
+        await writer.wait_closed()
+
+    async def talk(listener: socket.socket) -> list[bytes]:
+        async with await asyncio.start_server(upper, sock=listener):
+            answers = []
+            for line in (b"one\n", b"two\n"):
+                sock = ends.make()
+                sock.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(sock, listener.getsockname())
+                reader, writer = await asyncio.open_connection(sock=sock)
+                writer.write(line)
+                answers.append(await reader.read())
+                writer.close()
+                await writer.wait_closed()
+            return answers
+
+    with ends.bound() as listener:
+        listener.setblocking(False)
+        listener.listen()
+        assert asyncio.run(asyncio.wait_for(talk(listener), PATIENCE)) == [b"ONE\n", b"TWO\n"]
 
 
 def test_module_functions_make_our_sockets() -> None:

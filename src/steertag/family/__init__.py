@@ -40,6 +40,7 @@ from steertag.family.inet import (
     inet_shutdown,
     inet_stream_connect,
     sk_clone,
+    sk_init,
 )
 from steertag.family.inet_hash import (
     HashInfo,
@@ -166,6 +167,7 @@ __all__ = [
     "sk_common_release",
     "sk_forced_mem_schedule",
     "sk_free",
+    "sk_init",
     "sk_rcvbuf_grow",
     "sk_schedule",
     "sk_stream_alloc_skb",

@@ -66,6 +66,11 @@ class Socket:
     def ops(self, ops: ProtoOps) -> None:
         self._ops = ops
 
+    def __repr__(self) -> str:
+        owner = self._ops.owner if self._ops is not None else "nobody"
+        numbers = f"family={self.family:d} type={self.type:d} protocol={self.protocol}"
+        return f"<Socket {numbers} {self.state.name} of {owner}>"
+
     def wake(self, mask: int) -> None:
         """Tell whoever waits that something changed; POLL* bits in `mask` are news."""
         for waiter in tuple(self.wait_queue):

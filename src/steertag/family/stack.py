@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -68,6 +69,7 @@ class Stack:
         self._families: dict[int, NetProtoFamily] = {}
         self._users: dict[int, int] = {}
         self._load_family = load_family
+        self._loading = threading.RLock()
 
     # -- protocols ----------------------------------------------------------------------------
 
@@ -141,8 +143,8 @@ class Stack:
             if family not in self._families:
                 raise os_error(errno.ENOENT, f"family {family}")
             if self._users[family]:
-                users = self._users[family]
-                raise os_error(errno.EBUSY, f"family {family} has {users} sockets")
+                users, owner = self._users[family], self._families[family].owner
+                raise os_error(errno.EBUSY, f"family {family} of {owner} has {users} sockets")
             del self._families[family]
             del self._users[family]
 
@@ -225,8 +227,10 @@ class Stack:
     def _hold_family(self, family: int) -> NetProtoFamily:
         """The family, with one user more, asked for from installed packages if need be."""
         if family not in self._families and self._load_family is not None:
-            # Without the lock: loading a module may take long, and may use this Stack.
-            self._load_family(self, family)
+            # Without the Stack's lock: loading a module may take long, and may use this Stack.
+            with self._loading:
+                if family not in self._families:
+                    self._load_family(self, family)
         with self.lock:
             entry = self._families.get(family)
             if entry is None:
