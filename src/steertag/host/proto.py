@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import socket as std
 import struct
@@ -56,6 +55,9 @@ def _connect(sk: Sock, address: Address) -> None:
 
 
 def _disconnect(sk: Sock, flags: int) -> None:
+    # Imported here: it is slow to load, and few programs disconnect a socket.
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.connect(host_sk(sk).native.fileno(), _AF_UNSPEC, len(_AF_UNSPEC)):
         raise os_error(ctypes.get_errno())
