@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -89,23 +89,28 @@ def region(cmid: CMID, size: int = SIZE) -> Side:
     return Side(cmid, memory, MR(cmid.pd, memory, ALL_ACCESS))
 
 
+Init = Callable[[Context], QPInitAttr]
+
+
+def default_init(context: Context) -> QPInitAttr:
+    return QPInitAttr(cap=CAP)
+
+
 @contextlib.contextmanager
 def connected(
     progress: Progress = "thread",
     offer: ConnParam | None = None,
     answer: ConnParam | None = None,
-    client_init: QPInitAttr | None = None,
-    server_init: QPInitAttr | None = None,
+    client_init: Init = default_init,
+    server_init: Init = default_init,
     receives: int = 0,
 ) -> Iterator[tuple[Side, Side]]:
     """A client and a server, each with a Context of its own; the server has posted `receives`."""
-    client_init = client_init or QPInitAttr(cap=CAP)
-    server_init = server_init or QPInitAttr(cap=CAP)
     with (
         Context(progress=progress) as here,
         Context(progress=progress) as there,
-        listening(PD(there), init=server_init) as listener,
-        towards(listener, PD(here), client_init) as client,
+        listening(PD(there), init=server_init(there)) as listener,
+        towards(listener, PD(here), client_init(here)) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         under_way = pool.submit(client.connect, offer, TIMEOUT)

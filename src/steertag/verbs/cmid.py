@@ -180,6 +180,8 @@ class CMID(Managed):
         address = self._address
         if address is None or address.dst is None or address.dst_service is None:
             raise os_error(errno.EINVAL, "a CMID connects to an AddrInfo with dst and dst_service")
+        (param or ConnParam()).offer()
+        self._make_qp()  # what can't be is found before a stream is opened
         started = time.monotonic()
         source = None
         if address.src is not None:
@@ -236,6 +238,7 @@ class CMID(Managed):
             at, family=family, backlog=backlog, stack=self.context.stack
         )
         self._listening.setblocking(False)
+        _no_delay(self._listening)  # accepted streams inherit it
         self._listener = Listener(self.context.loop, self._listening, backlog)
 
     def getsockname(self) -> tuple[str, int]:
@@ -321,12 +324,19 @@ class CMID(Managed):
         return self._make_qp()
 
     def disconnect(self) -> None:
-        """Send what is posted, then close the stream (`rdma_disconnect`). Doesn't wait."""
+        """Send what is posted, then close the stream (`rdma_disconnect`). Doesn't wait.
+
+        A connection that is not set up yet is closed at once.
+        """
         with self.context.loop.lock:
-            if self.qp is not None and self._driver is not None and not self._driver.closed:
-                self.qp.core.close()
-                self._driver.flush()
-                self._driver.settle()
+            if self._driver is None or self._driver.closed:
+                return
+            if self.qp is None or self._connected().state is not MpaState.ESTABLISHED:
+                self._driver.close()
+                return
+            self.qp.core.close()
+            self._driver.flush()
+            self._driver.settle()
 
     @property
     def disconnected(self) -> bool:

@@ -68,6 +68,8 @@ class MR(Managed):
     def _close(self) -> None:
         with self.context.loop.lock:
             self.context.rnic.deregister(self._region)
+            # A connection that this ends says so at once, without waiting for its peer.
+            self.pd.flush()
             self.context.loop.notify()
 
     def __repr__(self) -> str:

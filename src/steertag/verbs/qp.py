@@ -144,6 +144,10 @@ class QP(Managed):
                 exc.bad_wr = one  # type: ignore[attr-defined]
                 raise
 
+    def flush(self) -> None:
+        if self._driver is not None:
+            self._driver.flush()
+
     def _close(self) -> None:
         with self.context.loop.lock:
             if self._driver is not None:
