@@ -678,6 +678,15 @@ def test_the_first_error_wins() -> None:
     assert end.qp.end_reason == reason
 
 
+def test_a_stream_lost_under_a_terminate_does_not_hide_the_cause() -> None:
+    for lose in (lambda end: end.engine.stream_lost("reset"), lambda end: end.engine.eof()):
+        end = lone()
+        feed(end, write_fpdu(0, 0, b"x"))
+        lose(end)
+        assert end.qp.state is QpState.ERROR
+        assert "invalid STag" in end.qp.end_reason
+
+
 def test_a_frame_that_is_half_sent_is_completed_before_the_terminate() -> None:
     end = lone()
     end.memory[:LARGE] = b"\x07" * LARGE

@@ -554,6 +554,21 @@ def test_posting_to_a_stream_that_takes_nothing_does_not_wait() -> None:
             assert done < 60
 
 
+def test_a_peer_that_does_not_read_its_terminate_is_not_waited_for() -> None:
+    with listening() as listener, ThreadPoolExecutor(1) as pool:
+        peer, server = raw_peer(listener, pool)
+        with peer, server:
+            side = region(server)
+            peer.sendall(write_fpdu(1, 1, b""))
+            for n in range(60):
+                side.write(side, SIZE, id=n)
+            peer.sendall(write_fpdu(77, 77, b"no such STag"))
+            assert server.wait_disconnected(TIMEOUT)
+            assert server.qp is not None
+            assert "protocol error" in server.qp.end_reason
+            assert [wc.wr_id for wc in server.qp.scq.wait(100, 0)] == list(range(60))
+
+
 CHILD = """
 import sys
 from steertag.verbs import CMID, MR, SGE, AddrInfo, SendWR

@@ -251,6 +251,7 @@ class QueuePair:
         """The stream broke (reset, time-out, ...)."""
         if self.state is QpState.ERROR:
             return
+        reason = self.end_reason if self.state is QpState.TERMINATE else reason
         self._step(QpEvent.STREAM_LOST)
         self._end(reason)
 

@@ -21,8 +21,8 @@ _SINK_OCTETS: Final = 65536
 _ROUNDS: Final = 16
 """Sends and reads in one `pump`, so that one connection doesn't starve the others."""
 LINGER: Final = 1.0
-"""Seconds to wait for the peer's FIN after ours, so that closing doesn't reset the stream and
-with it what the peer hasn't read yet (a Terminate, say)."""
+"""Seconds for a Terminate to leave, and for the peer's FIN to come after ours, so that closing
+doesn't reset the stream and with it what the peer hasn't read yet."""
 
 
 class Tap(Protocol):
@@ -78,10 +78,10 @@ class StreamDriver:
 
     @property
     def deadline(self) -> float | None:
-        return self._linger_until if self._shut else self.connection.deadline
+        return self.connection.deadline if self._linger_until is None else self._linger_until
 
     def handle_timer(self, now: float) -> None:
-        if self._shut:
+        if self._linger_until is not None:
             self.close()
             return
         self.connection.handle_timer(now)
@@ -255,7 +255,10 @@ class StreamDriver:
 
     def _settle_slowly(self) -> int:
         """`_settle` before and after the queue pair's life; gives the events to wait for."""
-        engine = self.connection.engine
+        engine, qp = self.connection.engine, self._qp
+        if qp is not None and qp.state is QpState.TERMINATE and self._linger_until is None:
+            # A peer that doesn't read our Terminate isn't waited for without end.
+            self._linger()
         if engine.closing and not self._shut:
             self._shut = True
             try:
@@ -264,12 +267,15 @@ class StreamDriver:
                 # The peer was faster: there is no stream left to shut.
                 self.close()
                 return 0
-            self._linger_until = self._loop.clock() + LINGER
-            self._loop.wake()
+            self._linger()
             self._loop.notify()
         setting_up = engine is self.connection and not self._shut
         readable = READ if not setting_up or engine.buffers() else 0
         return readable | (WRITE if self._blocked else 0)
+
+    def _linger(self) -> None:
+        self._linger_until = self._loop.clock() + LINGER
+        self._loop.wake()
 
     def _lost(self, exc: OSError) -> None:
         self.connection.engine.stream_lost(exc.strerror or str(exc))
