@@ -43,7 +43,12 @@ class Session:
             self._enter_network()
         # The environment that the tests run in is the one that `uv run` would use.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = {**os.environ, "PATH": path, "HOME": str(directory)}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("XDG_", "STAG_"))  # nothing of whoever runs the tests
+        }
+        self._environment = {**inherited, "PATH": path, "HOME": str(directory)}
 
     def _enter_network(self) -> None:
         """Make a network namespace that lives as long as the process that holds it."""
