@@ -1,0 +1,60 @@
+"""The reference page says what the code has: every name, every parameter, the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+from steertag import verbs
+from tests.support import PROJECT
+
+PAGE = (PROJECT / "docs" / "reference" / "verbs.md").read_text(encoding="utf-8")
+ENTRY = re.compile(r"`([\w.]+)\(([^`]*)\)`")
+HEADINGS = [line for line in PAGE.splitlines() if line.startswith("`")]
+DOCUMENTED = {name: arguments for line in HEADINGS for name, arguments in ENTRY.findall(line)}
+
+
+def resolve(name: str) -> object:
+    found: object = verbs
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def documented_parameters(arguments: str) -> list[str]:
+    return [
+        part.split("=")[0].strip()
+        for part in re.split(r",(?![^(]*\))", arguments)
+        if part.strip() not in ("", "*")
+    ]
+
+
+def test_the_page_has_every_public_name() -> None:
+    assert [name for name in verbs.__all__ if f"`{name}" not in PAGE] == []
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if name in verbs.__all__])
+def test_the_parameters_on_the_page_are_the_codes(name: str) -> None:
+    signature = inspect.signature(resolve(name))  # type: ignore[arg-type]
+    assert documented_parameters(DOCUMENTED[name]) == list(signature.parameters)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in DOCUMENTED if "." in name and name != "Context.progress"]
+)
+def test_methods_on_the_page_exist_with_their_parameters(name: str) -> None:
+    parameters = list(inspect.signature(resolve(name)).parameters)  # type: ignore[arg-type]
+    documented = documented_parameters(DOCUMENTED[name])
+    assert len(documented) <= len(parameters) - 1
+    taken = [name for name in documented if name != "number"]
+    assert [name for name in taken if name not in parameters] == []
+
+
+@pytest.mark.parametrize("name", ["QPCap", "ConnParam"])
+def test_the_defaults_on_the_page_are_the_codes(name: str) -> None:
+    kind = getattr(verbs, name)
+    shown = dict(part.split("=") for part in DOCUMENTED[name].replace('b""', "b''").split(", "))
+    assert shown == {field.name: repr(field.default) for field in dataclasses.fields(kind)}
