@@ -415,6 +415,13 @@ def test_too_many_elements_are_einval() -> None:
         end.qp.post_send(wr)
 
 
+def test_a_message_longer_than_its_length_field_is_einval() -> None:
+    end = lone()
+    for parts in ([(0, 1 << 32)], [(0, 1 << 31), (0, 1 << 31)]):
+        with pytest.raises(OSError, match="octets"):
+            end.send(*parts)
+
+
 def test_a_zero_length_read_needs_no_local_memory() -> None:
     joined = pair()
     for sg in ([], [joined.client.sge(0, 0)]):
@@ -484,6 +491,16 @@ def test_closing_twice_is_closing_once() -> None:
     close_both_ways(joined)
     joined.client.qp.close()
     assert joined.client.qp.state is QpState.ERROR
+
+
+def test_a_responder_that_closes_before_its_peer_has_spoken_flushes_what_it_posted() -> None:
+    end = lone(held=True)
+    end.write(end.region, 0, 0, 10, wr_id=1)
+    end.send((0, 10), wr_id=2)
+    end.qp.close()
+    assert end.qp.state is QpState.ERROR
+    assert drain(end) == b""
+    assert ids(end.sent()) == [(1, FLUSHED), (2, FLUSHED)]
 
 
 def test_a_queue_pair_closed_before_it_was_connected_flushes_its_receives() -> None:

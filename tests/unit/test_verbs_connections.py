@@ -19,6 +19,7 @@ import pytest
 
 from steertag.rdma.qp_state import QpState
 from steertag.rdma.rnic import RnicLimits
+from steertag.runtime.listener import Listener
 from steertag.verbs import (
     CMID,
     MR,
@@ -32,7 +33,7 @@ from steertag.verbs import (
     WcStatus,
 )
 from steertag.verbs.device import Progress
-from steertag.verbs.enums import IBV_WR_SEND
+from steertag.verbs.enums import IBV_WR_SEND, RAI_PASSIVE
 from steertag.wire import mpa
 from tests.sim.ends import pattern, terminates, write_fpdu
 from tests.sim.verbs import (
@@ -400,6 +401,73 @@ def test_connections_that_nobody_took_are_closed_with_the_listener() -> None:
                 assert peer.recv(1) == b""
 
 
+def test_a_request_that_nobody_answered_in_time_is_not_given_out() -> None:
+    plain = socket.create_server((HOST, 0))
+    plain.setblocking(False)
+    with Context() as context:
+        listener = Listener(context.loop, plain, 8, timeout=0.01)
+        with socket.create_connection(plain.getsockname(), TIMEOUT) as peer:
+            peer.sendall(mpa.StartFrame(reply=False).emit())
+            assert peer.recv(1) == b""
+            with context.loop.lock:
+                assert listener.take() is None
+                listener.close()
+
+
+def test_threads_that_wait_for_requests_share_them() -> None:
+    with listening() as listener, ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(listener.get_request, TIMEOUT) for _ in range(4)]
+        clients = [towards(listener) for _ in range(4)]
+        connecting = [pool.submit(client.connect, None, TIMEOUT) for client in clients]
+        for future in waiting:
+            future.result(TIMEOUT).accept()
+        for future in connecting:
+            future.result(TIMEOUT)
+        for client in clients:
+            client.close()
+
+
+def test_a_peer_that_is_gone_before_it_is_accepted_costs_nothing() -> None:
+    with listening() as listener:
+        with socket.create_connection(listener.getsockname(), TIMEOUT) as peer:
+            peer.sendall(mpa.StartFrame(reply=False).emit())
+            request = listener.get_request(TIMEOUT)
+        side = region(request)
+        request.create_qp()
+        side.recv(10, id=8)
+        try:
+            request.accept()
+        except ConnectError:
+            request.close()
+        else:
+            assert request.wait_disconnected(TIMEOUT)
+        assert request.qp is not None
+        assert [wc.wr_id for wc in request.qp.rcq.wait(1, TIMEOUT)] == [8]
+
+
+def test_connections_go_over_ipv6_and_from_an_address_of_choice() -> None:
+    with (
+        CMID(AddrInfo(src="::1", src_service=0, flags=RAI_PASSIVE)) as listener,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        listener.listen()
+        assert listener.getsockname()[0] == "::1"
+        with towards(listener) as client:
+            under_way = pool.submit(client.connect, None, TIMEOUT)
+            with listener.get_request(TIMEOUT) as request:
+                request.accept()
+                under_way.result(TIMEOUT)
+    with plain_server() as server, ThreadPoolExecutor(1) as pool:
+        port = server.getsockname()[1]
+        with CMID(AddrInfo(src="127.0.0.9", dst=HOST, dst_service=port)) as client:
+            under_way = pool.submit(client.connect, None, TIMEOUT)
+            peer, (source, _) = server.accept()
+            peer.close()
+            assert source == "127.0.0.9"
+            with pytest.raises(OSError, match=r"closed|reset"):
+                under_way.result(TIMEOUT)
+
+
 def test_several_clients_share_one_listener() -> None:
     with listening() as listener, ThreadPoolExecutor(6) as pool:
         clients = [towards(listener) for _ in range(6)]
@@ -445,6 +513,23 @@ def test_both_sides_may_disconnect_at_once_and_twice() -> None:
         for side in (client, server):
             assert side.cmid.wait_disconnected(TIMEOUT)
             side.cmid.disconnect()
+
+
+@pytest.mark.parametrize("progress", MODES)
+def test_a_peer_that_never_closes_its_side_is_not_waited_for(progress: Progress) -> None:
+    with (
+        plain_server() as server,
+        Context(progress=progress) as context,
+        CMID(AddrInfo(dst=HOST, dst_service=server.getsockname()[1]), pd=PD(context)) as cmid,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        under_way = pool.submit(cmid.connect, None, TIMEOUT)
+        peer, _ = server.accept()
+        with peer:
+            peer.sendall(mpa.StartFrame(reply=True, revision=2).emit())
+            under_way.result(TIMEOUT)
+            cmid.disconnect()
+            assert cmid.wait_disconnected(TIMEOUT)
 
 
 def test_closing_one_side_flushes_the_other() -> None:

@@ -90,6 +90,14 @@ class Listener:
             self._begin(stream)
         return True
 
+    def take(self) -> tuple[Connection, StreamDriver] | None:
+        """The oldest connection whose Request is here, unless it has waited too long."""
+        while self.requests:
+            connection, driver = self.requests.popleft()
+            if connection.state is MpaState.REQUESTED:
+                return connection, driver
+        return None
+
     def close(self) -> None:
         """Stop listening; connections that nobody has taken are closed."""
         if self.closed:

@@ -257,15 +257,21 @@ class CMID(Managed):
         listener = self._listener
         if listener is None:
             raise os_error(errno.EINVAL, "this CMID does not listen")
-        if not self.context.wait_for(lambda: bool(listener.requests) or listener.closed, timeout):
+        requests: list[CMID] = []
+
+        def take() -> bool:
+            taken = listener.take()
+            if taken is not None:
+                request = CMID(None, self._qp_init_attr, self.pd)
+                request._take(*taken)
+                requests.append(request)
+            return bool(requests) or listener.closed
+
+        if not self.context.wait_for(take, timeout):
             raise TimeoutError("no connection request")
-        with self.context.loop.lock:
-            if not listener.requests:
-                raise os_error(errno.EBADF, "the listener was closed")
-            connection, driver = listener.requests.popleft()
-            request = CMID(None, self._qp_init_attr, self.pd)
-            request._take(connection, driver)
-        return request
+        if not requests:
+            raise os_error(errno.EBADF, "the listener was closed")
+        return requests[0]
 
     def adopt_passive(self, stream: Stream, timeout: float = REQUEST_TIMEOUT) -> None:
         """Wait for the MPA Request on a stream that was accepted already; then `accept` it.
