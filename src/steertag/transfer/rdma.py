@@ -18,10 +18,11 @@ Small Sends of one fixed format steer this:
     +---------------------------+---------------------------+
 
 Each side sends one OPEN; a receiver's names its region for rdma-write. Then the sender sends a
-CHUNK for each slot that is in place (or ready to be fetched) and the receiver an ACK when it is
-done with it, which frees the slot. iWARP has no flow control for Sends: one without a posted
-receive ends the connection. The window bounds them: at most `WINDOW` CHUNKs, and as many ACKs, are
-under way, and more receives than that are posted.
+CHUNK for each slot that is in place (or ready to be fetched), and the receiver, for every few of
+them and at the end, an ACK with the offset up to which it is done, which frees the slots below it.
+iWARP has no flow control for Sends: one without a posted receive ends the connection. The window
+bounds them: at most `WINDOW` CHUNKs, and fewer ACKs, are under way, and more receives than that are
+posted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ SLOT: Final = 1024 * 1024
 """Octets of a slot, and so of a chunk at most."""
 
 MESSAGE: Final = Struct(">BBHIQQII")
+ACK_EVERY: Final = WINDOW // 2
+"""Chunks per ACK: each costs a system call and wakes the sender; the window must not run dry."""
 _SPARE: Final = 4
 _MADV_POPULATE_READ: Final = 22
 _PREFAULT_STEP: Final = 4 * SLOT
@@ -261,19 +265,17 @@ class End:
         Raises:
             PathFailed: the connection ended or nothing moved.
         """
-        quiet_since = time.monotonic()
-        while True:
-            _, found = self.cq.poll(4 * WINDOW)
-            if found:
-                break
-            if self._context.progress(_SLICE):
-                quiet_since = time.monotonic()
+        counters = self.qp.counters
+        moved, since = -1, time.monotonic()
+        while not (found := self.cq.wait(4 * WINDOW, _SLICE)):
+            now = counters.rx_bytes + counters.tx_bytes
+            if now != moved:
+                moved, since = now, time.monotonic()
                 continue
             interrupt()
-            if time.monotonic() - quiet_since > idle:
-                raise PathFailed(
-                    PathCode.STALLED, f"the RDMA connection stood still for {idle:g} s"
-                )
+            if time.monotonic() - since > idle:
+                reason = f"the RDMA connection stood still for {idle:g} s"
+                raise PathFailed(PathCode.STALLED, reason)
         if any(wc.status != v.IBV_WC_SUCCESS for wc in found):
             raise self._broken()
         return found
@@ -363,7 +365,8 @@ class _Sender:
         self._ring = ring
         self._slots = slots
         self._free = list(range(WINDOW))
-        self._lengths = [0] * WINDOW
+        self._under_way: deque[tuple[int, int]] = deque()
+        """Slots, and the offset at which each one's chunk ends."""
         self._acknowledged = 0
         self._peer: Note | None = None
 
@@ -380,7 +383,7 @@ class _Sender:
 
     def _send_chunk(self, slot: int, offset: int, peer: Note) -> int:
         length = min(SLOT, self._source.size - offset)
-        self._lengths[slot] = length
+        self._under_way.append((slot, offset + length))
         self._read(self._slots[slot][:length], offset)
         local = self._ring.buf + slot * SLOT
         note = Note(Step.CHUNK, slot, length, offset, local, self._ring.rkey)
@@ -409,13 +412,19 @@ class _Sender:
     def _handle(self, note: Note) -> None:
         if note.kind is Step.OPEN and self._peer is None:
             self._peer = note
-        elif note.kind is Step.ACK and self._lengths[note.slot]:
-            self._acknowledged += self._lengths[note.slot]
-            self._job.progress(self._lengths[note.slot])
-            self._lengths[note.slot] = 0
-            self._free.append(note.slot)
+        elif note.kind is Step.ACK and self._under_way:
+            self._free_below(note.offset)
         else:
-            raise WireError(f"{note.kind.name} of slot {note.slot} out of turn")
+            raise WireError(f"{note.kind.name} out of turn")
+
+    def _free_below(self, offset: int) -> None:
+        while self._under_way and self._under_way[0][1] <= offset:
+            slot, end = self._under_way.popleft()
+            self._free.append(slot)
+            self._job.progress(end - self._acknowledged)
+            self._acknowledged = end
+        if offset != self._acknowledged:
+            raise WireError(f"ACK of {offset}, where no chunk ends")
 
 
 def receive(end: End, sink: Sink, job: Job) -> None:
@@ -491,6 +500,8 @@ class _Receiver:
         self._prefault = prefault
         self._announced = 0
         self._arrived = 0
+        self._unacknowledged = 0
+        self._acks = 0
         self._opened = False
         self._reading: dict[int, Note] = {}
 
@@ -542,7 +553,12 @@ class _Receiver:
             self._job.hasher.update(chunk)
         self._arrived += note.length
         self._job.progress(note.length)
-        self._end.send(Note(Step.ACK, note.slot))
+        self._unacknowledged += 1
+        if self._unacknowledged == ACK_EVERY or self._arrived == self._size:
+            self._unacknowledged = 0
+            self._acks += 1
+            # No two ACKs that may be under way share a place in memory.
+            self._end.send(Note(Step.ACK, self._acks % WINDOW, offset=self._arrived))
         self._run_ahead()
 
     def _run_ahead(self) -> None:
