@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from steertag.errors import ProtocolError, os_error
 from steertag.rdma.constants import (
@@ -68,6 +68,48 @@ def flat_view(buffer: object) -> memoryview:
     if view.nbytes == 0:
         raise ValueError("an empty buffer can't be registered")
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+class _Access(NamedTuple):
+    """What a remote access needs, and what a Terminate says where it is refused.
+
+    A Write is checked by DDP, which places it; a Read Request by RDMAP, which answers it. That a
+    right isn't granted is RDMAP's to say of both (RFC 5040 section 4.8, RFC 5041 section 8.2).
+    """
+
+    name: str
+    right: int
+    layer: int
+    etype: int
+    invalid: int
+    not_associated: int
+    wrap: int
+    bounds: int
+
+    def error(self, code: int, detail: str) -> ProtocolError:
+        return ProtocolError(self.layer, self.etype, code, f"{self.name}: {detail}")
+
+
+_WRITE: Final = _Access(
+    "remote write",
+    ACCESS_REMOTE_WRITE,
+    ddp.LAYER_DDP,
+    ddp.ETYPE_TAGGED,
+    invalid=ddp.T_INVALID_STAG,
+    not_associated=ddp.T_STAG_NOT_ASSOCIATED,
+    wrap=ddp.T_TO_WRAP,
+    bounds=ddp.T_BASE_BOUNDS,
+)
+_READ: Final = _Access(
+    "remote read",
+    ACCESS_REMOTE_READ,
+    rdmap.LAYER_RDMAP,
+    rdmap.ETYPE_PROTECTION,
+    invalid=rdmap.P_INVALID_STAG,
+    not_associated=rdmap.P_STAG_NOT_ASSOCIATED,
+    wrap=rdmap.P_TO_WRAP,
+    bounds=rdmap.P_BASE_BOUNDS,
+)
 
 
 class StagTable:
@@ -142,52 +184,32 @@ class StagTable:
 
     def write_target(self, stag: int, pd: int, to: int, length: int) -> memoryview:
         """Where an inbound RDMA Write's `length` octets go. Raises ProtocolError."""
-        region = self.regions.get(stag)
-        if region is None:
-            raise _tagged_error(ddp.T_INVALID_STAG, f"Write with invalid STag {stag:#010x}")
-        if region.pd != pd:
-            raise _tagged_error(
-                ddp.T_STAG_NOT_ASSOCIATED, f"Write: STag {stag:#010x} is of another domain"
-            )
-        if not region.access & ACCESS_REMOTE_WRITE:
-            raise _protection_error(
-                rdmap.P_ACCESS, f"Write: STag {stag:#010x} does not grant remote write"
-            )
-        if to + length > _TO_END:
-            raise _tagged_error(ddp.T_TO_WRAP, "Write wraps the tagged offset")
-        offset = to - region.base
-        if offset < 0 or offset + length > region.length:
-            raise _tagged_error(ddp.T_BASE_BOUNDS, f"Write outside STag {stag:#010x}")
-        return region.view[offset : offset + length]
+        return self._granted(_WRITE, stag, pd, to, length)
 
     def read_source(self, stag: int, pd: int, to: int, length: int) -> memoryview:
         """The `length` octets that a peer's Read Request names. Raises ProtocolError."""
+        return self._granted(_READ, stag, pd, to, length)
+
+    def _granted(self, kind: _Access, stag: int, pd: int, to: int, length: int) -> memoryview:
         region = self.regions.get(stag)
         if region is None:
-            raise _protection_error(rdmap.P_INVALID_STAG, f"Read with invalid STag {stag:#010x}")
+            raise kind.error(kind.invalid, f"invalid STag {stag:#010x}")
         if region.pd != pd:
-            raise _protection_error(
-                rdmap.P_STAG_NOT_ASSOCIATED, f"Read: STag {stag:#010x} is of another domain"
-            )
-        if not region.access & ACCESS_REMOTE_READ:
-            raise _protection_error(
-                rdmap.P_ACCESS, f"Read: STag {stag:#010x} does not grant remote read"
+            raise kind.error(kind.not_associated, f"STag {stag:#010x} is of another domain")
+        if not region.access & kind.right:
+            raise ProtocolError(
+                rdmap.LAYER_RDMAP,
+                rdmap.ETYPE_PROTECTION,
+                rdmap.P_ACCESS,
+                f"{kind.name}: STag {stag:#010x} does not grant it",
             )
         if to + length > _TO_END:
-            raise _protection_error(rdmap.P_TO_WRAP, "Read wraps the tagged offset")
+            raise kind.error(kind.wrap, "the tagged offset wraps")
         offset = to - region.base
         if offset < 0 or offset + length > region.length:
-            raise _protection_error(rdmap.P_BASE_BOUNDS, f"Read outside STag {stag:#010x}")
+            raise kind.error(kind.bounds, f"outside STag {stag:#010x}")
         return region.view[offset : offset + length]
 
 
 class LocalProtectionError(Exception):
     """A work request names local memory that it may not touch: it completes with LOC_PROT_ERR."""
-
-
-def _tagged_error(code: int, detail: str) -> ProtocolError:
-    return ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_TAGGED, code, detail)
-
-
-def _protection_error(code: int, detail: str) -> ProtocolError:
-    return ProtocolError(rdmap.LAYER_RDMAP, rdmap.ETYPE_PROTECTION, code, detail)
