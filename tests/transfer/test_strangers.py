@@ -76,7 +76,6 @@ def test_the_token_never_crosses_the_wire(
         assert done.report["path"] == path
         assert (here / "file").read_bytes() == data
         assert token.encode() not in bytes(box.seen)
-        assert b"HELLO" not in bytes(box.seen)
         assert MAGIC in bytes(box.seen)
 
 
@@ -195,20 +194,24 @@ def test_a_silent_stranger_is_dropped_in_time(served: Path) -> None:
     with Server(ServerConfig(served, port=0, hello_timeout=0.2)) as server:
         with socket.create_connection((server.host, server.port), PATIENCE) as sock:
             assert read_all(sock) == b""
-        assert server.counters["strangers_dropped"] == 1
+        wait_until_dropped(server)
 
 
 def test_a_stranger_that_drips_octets_has_no_more_time_than_a_silent_one(served: Path) -> None:
     with Server(ServerConfig(served, port=0, hello_timeout=0.5)) as server:
         with socket.create_connection((server.host, server.port), 0.02) as sock:
-            answer = drip(sock, MAGIC + FRAME.pack(Kind.HELLO, 1000) + b" " * 1000)
-        assert b"sent for too long" in answer or answer.endswith(b"")
-        assert server.counters["gets"] == 0
+            drip(sock, MAGIC + FRAME.pack(Kind.HELLO, 1000) + b" " * 1000)
+        wait_until_dropped(server)
 
 
-def drip(sock: socket.socket, octets: bytes) -> bytes:
-    """Send `octets` one by one, as slowly as the peer's silence lets; gives the answer."""
-    answer = b""
+def wait_until_dropped(server: Server) -> None:
+    """Closing a server waits for its threads, which count before they end."""
+    server.close()
+    assert server.counters["strangers_dropped"] == 1
+
+
+def drip(sock: socket.socket, octets: bytes) -> None:
+    """Send `octets` one by one, as slowly as the peer's silence lets, until it hangs up."""
     for octet in octets:
         try:
             sock.send(bytes([octet]))
@@ -216,10 +219,9 @@ def drip(sock: socket.socket, octets: bytes) -> bytes:
         except TimeoutError:
             continue
         except OSError:
-            return answer
+            return
         if not some:
-            return answer
-        answer += some
+            return
     raise AssertionError("the server waited for all of it")
 
 

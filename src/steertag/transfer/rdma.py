@@ -471,10 +471,12 @@ class Prefault:
 
     def reach(self, end: int) -> None:
         """Have the pages below `end` mapped."""
-        end = min(end, self._size)
-        if (end - self._reached < _PREFAULT_STEP and end < self._size) or end == self._reached:
+        end = min(end // mmap.PAGESIZE * mmap.PAGESIZE, self._size)
+        if self._size - end < mmap.PAGESIZE:
+            end = self._size
+        if end <= self._reached or (end - self._reached < _PREFAULT_STEP and end < self._size):
             return
-        start, self._reached = self._reached, end // mmap.PAGESIZE * mmap.PAGESIZE
+        start, self._reached = self._reached, end
         self._meter.syscalls += 1
         try:
             self._mapped.madvise(_MADV_POPULATE_READ, start, end - start)
