@@ -35,6 +35,6 @@ class ProtocolError(Exception):
 
 
 def os_error(code: int, detail: str = "") -> OSError:
-    """`OSError(code)` with the system's words; Python narrows it, e.g. to `ConnectionResetError`."""
+    """`OSError(code)` in the system's words; Python narrows it, to `ConnectionResetError` say."""
     text = os.strerror(code)
     return OSError(code, f"{text}: {detail}" if detail else text)

@@ -74,7 +74,7 @@ class _Access(NamedTuple):
     """What a remote access needs, and what a Terminate says where it is refused.
 
     A Write is checked by DDP, which places it; a Read Request by RDMAP, which answers it. That a
-    right isn't granted is RDMAP's to say of both (RFC 5040 section 4.8, RFC 5041 section 8.2).
+    right isn't granted is RDMAP's to say of both (RFC 5040 section 4.8, RFC 5041 section 7.2).
     """
 
     name: str

@@ -301,8 +301,6 @@ class QueuePair:
         quote = segment is not None and exc.layer != mpa.LAYER_LLP
         header, length = segment if segment is not None and quote else (b"", 0)
         size = _ddp_header_len(header)
-        self.tx.held = False
-        self.tx.forget_message()
         self.tx.terminate(
             rdmap.Terminate(
                 exc.layer,

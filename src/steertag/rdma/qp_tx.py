@@ -325,17 +325,14 @@ class Transmitter:
         self._terminate = None
 
     def terminate(self, payload: bytes) -> None:
-        """Send a Terminate behind what is already framed, and nothing after it."""
+        """Send a Terminate behind what is already framed, and nothing after it.
+
+        Requests that are left, the one that is being cut too, wait to be flushed.
+        """
         if self._terminate is None:
             self._terminate = payload
             self.responses.clear()
             self.held = True
-
-    def forget_message(self) -> None:
-        """Give up the message that is being cut: its request is flushed with those behind it."""
-        if self._message is not None and self._message.wqe is not None:
-            self.sq.appendleft(self._message.wqe)
-        self._message = None
 
     def detach(self, owner: object) -> None:
         """Replace views of `owner`'s memory among the parts by copies: it is being deregistered."""
@@ -369,7 +366,6 @@ class Transmitter:
             )
             self._frame(parts, header, [memoryview(self._terminate)])
             self._terminate = None
-            self.held = True
             self._counters.terminates_sent += 1
         self._part_octets = self._emitted - before
 

@@ -32,7 +32,7 @@ ETYPE_CATASTROPHIC: Final = 0
 ETYPE_TAGGED: Final = 1
 ETYPE_UNTAGGED: Final = 2
 
-# Error codes of the tagged buffer model (RFC 5041 section 8.2).
+# Error codes of the tagged buffer model (RFC 5041 section 7.2).
 T_INVALID_STAG: Final = 0x00
 T_BASE_BOUNDS: Final = 0x01
 T_STAG_NOT_ASSOCIATED: Final = 0x02
