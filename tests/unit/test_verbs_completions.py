@@ -44,8 +44,9 @@ def is_readable(channel: CompChannel, timeout: float = 0.0) -> bool:
 
 def barrier(client: Side, server: Side) -> None:
     """What the client sent before has arrived and was dealt with when this returns."""
-    client.read(server, 1)
-    assert client.cmid.get_send_comp(TIMEOUT).status is WcStatus.SUCCESS
+    client.read(server, 1, id=4711)
+    while (wc := client.cmid.get_send_comp(TIMEOUT)).wr_id != 4711:
+        assert wc.status is WcStatus.SUCCESS
 
 
 # -- waiting ---------------------------------------------------------------------------------------
