@@ -115,7 +115,8 @@ class Context(Managed):
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `predicate()` holds (it is called with the Context's lock held).
 
-        False after `timeout` seconds. Whoever drives progress, this waits rightly.
+        False after `timeout` seconds. It is looked at again after each completion and each change
+        of a connection. That a peer has written memory is neither: RDMA has no event for it.
         """
         return self.loop.wait_for(predicate, timeout)
 
