@@ -184,6 +184,15 @@ class StagTable:
 
     def write_target(self, stag: int, pd: int, to: int, length: int) -> memoryview:
         """Where an inbound RDMA Write's `length` octets go. Raises ProtocolError."""
+        region = self.regions.get(stag)
+        if (
+            region is not None
+            and region.pd == pd
+            and region.access & ACCESS_REMOTE_WRITE
+            and (offset := to - region.base) >= 0
+            and offset + length <= region.length
+        ):
+            return region.view[offset : offset + length]
         return self._granted(_WRITE, stag, pd, to, length)
 
     def read_source(self, stag: int, pd: int, to: int, length: int) -> memoryview:

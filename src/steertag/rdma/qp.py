@@ -31,6 +31,8 @@ from steertag.wire import ddp, mpa, rdmap
 Buffer = bytes | bytearray | memoryview
 
 MAX_SGE: Final = 32
+_SCRATCH_OCTETS: Final = 65536
+"""Room for what is still read, and thrown away, once the stream has ended for the queue pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class QueuePair:
         self._read_status = WcStatus.WR_FLUSH_ERR
         self.tx = Transmitter(qp_num, pd, table, send_cq.push, self._local_fault, self.counters)
         self.rx = Receiver(qp_num, pd, table, recv_cq.push, self.tx, self.counters)
-        self._scratch = memoryview(bytearray(65536))
+        self.buffers: Callable[[], list[memoryview]] = self.rx.buffers
+        """Where the stream's next octets go."""
 
     # -- verbs ---------------------------------------------------------------------------------
 
@@ -211,12 +214,6 @@ class QueuePair:
             self._drained()
         return more
 
-    def buffers(self) -> list[memoryview]:
-        """Where the stream's next octets go."""
-        if self.state is QpState.TERMINATE or self.state is QpState.ERROR:
-            return [self._scratch]
-        return self.rx.buffers()
-
     def received(self, octets: int) -> None:
         """The stream wrote `octets` into `buffers()`. Never raises for what the peer sent."""
         if self.state is QpState.TERMINATE or self.state is QpState.ERROR:
@@ -259,6 +256,9 @@ class QueuePair:
 
     def _step(self, event: QpEvent) -> None:
         self.state = step(self.state, event)
+        if self.state is QpState.TERMINATE or self.state is QpState.ERROR:
+            scratch = [memoryview(bytearray(_SCRATCH_OCTETS))]
+            self.buffers = lambda: scratch
 
     def _drained(self) -> None:
         if self.state is QpState.CLOSING and self.tx.idle:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from steertag.errors import ProtocolError, WireError
 from steertag.rdma.constants import (
@@ -65,19 +65,6 @@ class _Receive:
         self.wr_id, self.sges = rqe
         self.capacity = sum(length for _, length, _ in self.sges)
         self.placed = 0
-
-
-class _Direct(NamedTuple):
-    """The large segment that is being placed: RDMAP's octet, DDP's L flag, STag and length.
-
-    `header` is None for the tagged ones, which need no more than that.
-    """
-
-    op: int
-    last: bool
-    stag: int
-    length: int
-    header: ddp.Tagged | ddp.Untagged | None
 
 
 class Receiver:
@@ -149,8 +136,13 @@ class Receiver:
         """The stream wrote `octets` into what `buffers` gave. Raises ProtocolError."""
         self._counters.rx_bytes += octets
         if self._tail:
-            octets = self._advance_direct(octets)
-            self._end += octets
+            dest = self._dest
+            if len(dest) == 1 and octets >= (size := len(dest[0])):
+                self._counters.placed_bytes += size
+                self._dest = []
+                self._end += octets - size
+            else:
+                self._end += self._advance_direct(octets)
             if self._dest or self._end < self._tail:
                 return
             self._finish_direct()
@@ -173,8 +165,8 @@ class Receiver:
         owner = region.view.obj
         if not any(view.obj is owner for view in self._placed):
             return False
-        if self._direct.header is None:
-            stags = [self._direct.stag]
+        if self._direct_header is None:
+            stags = [self._direct_stag]
         else:
             stags = [lkey for _, _, lkey in self._receive.sges] if self._receive else []
         if region.stag not in stags:
@@ -218,9 +210,8 @@ class Receiver:
                 size = (ulpdu + 9) & ~3
                 if available < size:
                     if size - available >= DIRECT_MIN:
-                        self._start = start
-                        self._begin_direct(ulpdu, ctl, op)
-                        start, end = self._start, self._end
+                        if self._begin_direct(start, ulpdu, ctl, op, stag, to):
+                            start = end = 0
                         break
                     self._need, self._lookahead = size - available, _PREFIX_LEN
                     break
@@ -303,40 +294,44 @@ class Receiver:
 
     # -- large FPDUs, placed directly ----------------------------------------------------------
 
-    def _begin_direct(self, ulpdu: int, ctl: int, op: int) -> None:
-        """Check the large segment whose header is at the buffer's start, and aim at its memory."""
-        tagged = bool(ctl & ddp.T_FLAG)
-        prefix = _PREFIX_LEN if tagged else _UNTAGGED_PREFIX_LEN
-        start = self._start
+    def _begin_direct(self, start: int, ulpdu: int, ctl: int, op: int, stag: int, to: int) -> bool:
+        """Check the large segment whose FPDU begins at `start`, and aim at its memory.
+
+        False where more of its header is needed first.
+        """
+        tagged = ctl & _CTL_MASK == _CTL_TAGGED and op in _TAGGED_OPS
+        prefix = _PREFIX_LEN if ctl & ddp.T_FLAG else _UNTAGGED_PREFIX_LEN
         available = self._end - start
         if available < prefix:
             self._need, self._lookahead = prefix - available, 0
-            return
+            return False
         try:
-            if ctl & _CTL_MASK == _CTL_TAGGED and op in _TAGGED_OPS:
-                _, _, _, stag, to = _PREFIX.unpack_from(self._buf, start)
+            if tagged:
                 length = ulpdu - ddp.TAGGED_LEN
-                last = bool(ctl & ddp.L_FLAG)
-                self._direct = _Direct(op, last, stag, length, None)
+                self._direct_last = bool(ctl & ddp.L_FLAG)
+                self._direct_header = None
                 if op == _OP_WRITE:
-                    self._placed = [self._table.write_target(stag, self._pd, to, length)]
+                    placed = [self._table.write_target(stag, self._pd, to, length)]
                 else:
-                    self._placed = self._admit_response(stag, to, length, last)
+                    placed = self._admit_response(stag, to, length, self._direct_last)
             else:
                 header = self._parse_header(start + mpa.LENGTH_LEN, ulpdu)
                 length = ulpdu - len(header)
-                self._direct = _Direct(op, header.last, 0, length, header)
-                self._placed = self._admit(header, length, None)
+                self._direct_header = header
+                placed = self._admit(header, length, None)
         except ProtocolError:
             self._note(start, ulpdu)
             raise
-        self._dest = self._placed[:]
+        self._direct_op, self._direct_stag, self._direct_length = op, stag, length
+        self._placed = placed
+        self._dest = placed[:]
         if self.crc:
             self._crc_value = crc32c(self._mv[start : start + prefix])
-        self._tail = mpa.pad_len(ulpdu) + mpa.CRC_LEN
+        self._tail = (-(ulpdu + mpa.LENGTH_LEN) & 3) + mpa.CRC_LEN
         if available > prefix:
             self._place_early(bytes(self._mv[start + prefix : self._end]))
         self._start = self._end = 0
+        return True
 
     def _place_early(self, early: bytes) -> None:
         """Copy what was read ahead of the segment that is placed directly from here on."""
@@ -379,11 +374,10 @@ class Receiver:
         self._tail = 0
         self._placed = []
         self._counters.rx_fpdus += 1
-        op, last, _, length, header = self._direct
-        if header is not None:
-            self._deliver(header, length, self._mv[:0])
-        elif op != _OP_WRITE:
-            self._deliver_response(last, length)
+        if self._direct_header is not None:
+            self._deliver(self._direct_header, self._direct_length, self._mv[:0])
+        elif self._direct_op != _OP_WRITE:
+            self._deliver_response(self._direct_last, self._direct_length)
 
     # -- checks before placement ---------------------------------------------------------------
 

@@ -90,12 +90,7 @@ class StreamDriver:
     def pump(self) -> bool:
         """Send what is to be sent, read what is there. True if anything moved."""
         sent = self._send()
-        received = False
-        for _ in range(_ROUNDS):
-            octets = self._receive(MSG_DONTWAIT)
-            received = received or octets != 0
-            if octets <= 0 or self._drained:
-                break
+        received = self._receive(MSG_DONTWAIT, _ROUNDS) != 0
         if received:
             self._send()
         self._settle()
@@ -116,7 +111,7 @@ class StreamDriver:
             or qp.tx.pending()
         ):
             return None
-        octets = self._receive(0)
+        octets = self._receive(0, 1)
         if octets > 0 and not self._drained:
             self.pump()
         elif qp.wants_to_send or qp.state is not QpState.RTS:
@@ -194,44 +189,56 @@ class StreamDriver:
         self._blocked = False
         return sent
 
-    def _receive(self, flags: int) -> int:
-        """One read: how many octets came, 0 for none, `_ENDED` at the stream's end.
+    def _receive(self, flags: int, rounds: int) -> int:
+        """Read up to `rounds` times: how many octets came, or `_ENDED` at the stream's end.
 
         `_drained` says whether that was all there is for now.
         """
-        if self.closed:
-            return 0
-        engine = self.connection.engine
-        buffers = [self._sink] if self._shut else engine.buffers()
-        if not buffers:
-            return 0
-        self._counters.syscalls += 1
-        try:
-            if len(buffers) == 1:
-                octets = self._stream.recv_into(buffers[0], 0, flags)
-                self._drained = octets < len(buffers[0])
-            else:
-                octets = self._stream.recvmsg_into(buffers, 0, flags)[0]
-                # The end of the stream's data for now lies in the payload: the usual case.
-                self._drained = octets <= len(buffers[0]) or octets < sum(map(len, buffers))
-        except BlockingIOError:
-            return 0
-        except OSError as exc:
-            self._lost(exc)
-            return _ENDED
-        if not octets:
-            engine.eof()
-            if self._shut or self.connection.engine.closing:
-                self.close()
-            return _ENDED
-        if self._shut:
-            return octets
-        if self._tap is not None:
-            self._tap.received(_first(buffers, octets))
-        engine.received(octets)
-        if self._qp is None and engine is not self.connection.engine:
-            self._established()
-        return octets
+        stream, counters, tap = self._stream, self._counters, self._tap
+        connection = self.connection
+        total = 0
+        self._drained = self.closed
+        while rounds and not self._drained:
+            rounds -= 1
+            engine = connection.engine
+            buffers = [self._sink] if self._shut else engine.buffers()
+            if not buffers:
+                self._drained = True
+                break
+            counters.syscalls += 1
+            first = buffers[0]
+            try:
+                if len(buffers) == 1:
+                    octets = stream.recv_into(first, 0, flags)
+                    self._drained = octets < len(first)
+                else:
+                    octets = stream.recvmsg_into(buffers, 0, flags)[0]
+                    # Where the data ends for now, it usually ends within the payload.
+                    self._drained = octets <= len(first)
+            except BlockingIOError:
+                self._drained = True
+                break
+            except OSError as exc:
+                self._lost(exc)
+                return _ENDED
+            if not octets:
+                self._end_of_stream()
+                return _ENDED
+            total += octets
+            if self._shut:
+                continue
+            if tap is not None:
+                tap.received(_first(buffers, octets))
+            engine.received(octets)
+            if self._qp is None and engine is not connection.engine:
+                self._established()
+                counters = self._counters
+        return total
+
+    def _end_of_stream(self) -> None:
+        self.connection.engine.eof()
+        if self._shut or self.connection.engine.closing:
+            self.close()
 
     def _established(self) -> None:
         """The queue pair has the stream from here on."""
