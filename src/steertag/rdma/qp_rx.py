@@ -11,6 +11,11 @@ came. Three gears decide what `buffers()` gives:
   few hundred octets costs less than a system call. The read-ahead starts small and doubles, so
   that little of a large segment is caught in it.
 
+A Read Response adds to the direct gear: where each of its octets goes follows from our own Read
+Request, so one read takes several of its segments, in the places and with the headers that they
+must have if they are cut like the first one. Where a header is another, what came is taken back out
+of the sink (which is undefined until the Read completes) and parsed from the buffer.
+
 Every check comes before the first octet of a segment is placed. A large segment's CRC is known
 only after it was placed, as on hardware: the connection ends with a Terminate then.
 """
@@ -39,21 +44,25 @@ from steertag.wire.crc32c import CRC_FIELD, crc32c
 BUFFER_OCTETS: Final = 256 * 1024
 DIRECT_MIN: Final = 8192
 """Octets of payload still to come from which on they are read straight into the region."""
-SMALL_RUN: Final = 4
+SMALL_RUN: Final = 16
 """Small FPDUs in a row after which the receiver reads ahead."""
 _AHEAD_FIRST: Final = 4096
+_FORESEEN: Final = 15
+"""Segments of a Read Response, behind the one that has begun, that one read takes at most."""
 _PREFIX: Final = struct.Struct("!HBBIQ")
 _PREFIX_LEN: Final = _PREFIX.size
 _UNTAGGED_PREFIX_LEN: Final = mpa.LENGTH_LEN + ddp.UNTAGGED_LEN
 _CTL_MASK: Final = ddp.T_FLAG | ddp.VERSION_MASK
 _CTL_TAGGED: Final = ddp.T_FLAG | ddp.VERSION
 _OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
-_TAGGED_OPS: Final = (_OP_WRITE, rdmap.control(rdmap.Opcode.READ_RESPONSE))
+_OP_READ_RESPONSE: Final = rdmap.control(rdmap.Opcode.READ_RESPONSE)
+_TAGGED_OPS: Final = (_OP_WRITE, _OP_READ_RESPONSE)
 _MSN_MASK: Final = 0xFFFFFFFF
 _MAX_TERMINATE: Final = 256
 
 # wr_id and local memory.
 Rqe = tuple[int, Sges]
+_Foreseen = tuple[memoryview, int, bytes]
 
 
 class _Receive:
@@ -116,15 +125,25 @@ class Receiver:
         self._placed: list[memoryview] = []
         self._crc_value = 0
         self._tail = 0
+        # Of the segments of a Read Response behind it: (sink, octets of PAD and CRC, header).
+        self._plan: list[_Foreseen] = []
+        self._foresee = True
+        self._reach = 1
 
     # -- the stream's side ---------------------------------------------------------------------
 
     def buffers(self) -> list[memoryview]:
         """Where the stream's next octets go; never empty, valid until `received`."""
         if self._tail:
-            return [*self._dest, self._mv[self._end : self._tail + _PREFIX_LEN]]
+            at = self._tail + _PREFIX_LEN
+            buffers = [*self._dest, self._mv[self._end : at]]
+            for view, tail, _ in self._plan[: self._reach]:
+                behind = at + tail + _PREFIX_LEN
+                buffers += (view, self._mv[at:behind])
+                at = behind
+            return buffers
         if self._ahead:
-            if BUFFER_OCTETS - self._end < self._ahead:
+            if len(self._buf) - self._end < self._ahead:
                 self._compact()
             return [self._mv[self._end : self._end + self._ahead]]
         want = self._need + self._lookahead if self._end > self._start else _PREFIX_LEN
@@ -136,6 +155,8 @@ class Receiver:
         """The stream wrote `octets` into what `buffers` gave. Raises ProtocolError."""
         self._counters.rx_bytes += octets
         if self._tail:
+            if self._plan and (octets := self._advance_foreseen(octets)) < 0:
+                return
             dest = self._dest
             if len(dest) == 1 and octets >= (size := len(dest[0])):
                 self._counters.placed_bytes += size
@@ -146,6 +167,7 @@ class Receiver:
             if self._dest or self._end < self._tail:
                 return
             self._finish_direct()
+            self._plan = []
         else:
             if self._ahead and octets == self._ahead < BUFFER_OCTETS // 2:
                 self._ahead *= 2
@@ -172,13 +194,13 @@ class Receiver:
         if region.stag not in stags:
             return False
         self.segment = None
-        self._dest, self._placed = [], []
+        self._dest, self._placed, self._plan = [], [], []
         return True
 
     def flush(self, vendor_err: int) -> None:
         """Complete every receive that is left with WR_FLUSH_ERR."""
         self.ended = True
-        self._dest, self._placed = [], []
+        self._dest, self._placed, self._plan = [], [], []
         if self._receive is not None:
             self.rq.appendleft((self._receive.wr_id, ()))
             self._receive = None
@@ -330,8 +352,81 @@ class Receiver:
         self._tail = (-(ulpdu + mpa.LENGTH_LEN) & 3) + mpa.CRC_LEN
         if available > prefix:
             self._place_early(bytes(self._mv[start + prefix : self._end]))
+        elif tagged and op != _OP_WRITE and self._foresee and not self._direct_last:
+            self._plan_response(length)
         self._start = self._end = 0
         return True
+
+    def _plan_response(self, step: int) -> None:
+        """Foresee the segments behind the one that begins now, if they are as long as it is."""
+        read = self._tx.reads[0]
+        at = read.placed + step
+        left = min(read.length - at, step * _FORESEEN)
+        sink = self._table.local_view(read.lkey, self._pd, read.addr + at, left, ACCESS_LOCAL_WRITE)
+        for position in range(0, left, step):
+            view = sink[position : position + step]
+            ulpdu = len(view) + ddp.TAGGED_LEN
+            last = at + position + len(view) == read.length
+            header = _PREFIX.pack(
+                ulpdu,
+                _CTL_TAGGED | ddp.L_FLAG if last else _CTL_TAGGED,
+                _OP_READ_RESPONSE,
+                read.lkey,
+                read.addr + at + position,
+            )
+            tail = (-(ulpdu + mpa.LENGTH_LEN) & 3) + mpa.CRC_LEN
+            self._plan.append((view, tail, header))
+
+    def _advance_foreseen(self, octets: int) -> int:
+        """Finish the segments before the last one that `octets` reach.
+
+        Gives the octets of that last one, or -1 where all has been dealt with here.
+        """
+        mv, plan, counters = self._mv, self._plan, self._counters
+        at = self._tail + _PREFIX_LEN
+        used = 0
+        while octets > (size := sum(map(len, self._dest)) + self._tail + _PREFIX_LEN - self._end):
+            octets -= size
+            counters.placed_bytes += sum(map(len, self._dest))
+            self._end = self._tail + _PREFIX_LEN
+            self._finish_direct()
+            view, tail, header = plan[used]
+            if mv[self._start : self._end] != header:
+                self._unforeseen(header_at=self._start, rest=plan[used:], at=at, octets=octets)
+                return -1
+            used += 1
+            self._direct_last = bool(header[2] & ddp.L_FLAG)
+            self._direct_length = len(view)
+            self._placed, self._dest = [view], [view]
+            if self.crc:
+                self._crc_value = crc32c(header)
+            self._tail = tail
+            self._start = self._end = 0
+            small = tail + _PREFIX_LEN
+            if octets > len(view):
+                mv[:small] = bytes(mv[at : at + small])
+            at += small
+        del plan[:used]
+        self._reach = min(_FORESEEN, 2 * used + 1)
+        return octets
+
+    def _unforeseen(self, header_at: int, rest: list[_Foreseen], at: int, octets: int) -> None:
+        """The peer cuts its Read Responses otherwise: take back what was placed on a guess."""
+        pieces = [bytes(self._mv[header_at : header_at + _PREFIX_LEN])]
+        for view, tail, _ in rest:
+            pieces.append(bytes(view[:octets]))
+            octets -= len(pieces[-1])
+            pieces.append(bytes(self._mv[at : at + min(octets, tail + _PREFIX_LEN)]))
+            octets -= len(pieces[-1])
+            at += tail + _PREFIX_LEN
+        back = b"".join(pieces)
+        self._plan, self._foresee = [], False
+        if len(back) > len(self._buf) // 2:
+            self._buf = bytearray(2 * len(back))
+            self._mv = memoryview(self._buf)
+        self._mv[: len(back)] = back
+        self._start, self._end = 0, len(back)
+        self._parse()
 
     def _place_early(self, early: bytes) -> None:
         """Copy what was read ahead of the segment that is placed directly from here on."""
