@@ -175,6 +175,11 @@ class Receiver:
         self._parse()
 
     @property
+    def reading_ahead(self) -> bool:
+        """Small FPDUs have been coming: the messages of a program that waits for each, perhaps."""
+        return self._ahead > 0
+
+    @property
     def between_messages(self) -> bool:
         """No segment and no message is half received: the peer may close here."""
         return not self._tail and self._start == self._end and self._receive is None

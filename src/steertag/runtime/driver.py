@@ -20,6 +20,8 @@ _TIMEVAL: Final = struct.Struct("@ll")
 _SINK_OCTETS: Final = 65536
 _ROUNDS: Final = 16
 """Sends and reads in one `pump`, so that one connection doesn't starve the others."""
+SPIN: Final = 50e-6
+"""Seconds to look for a small message before sleeping for it, like the kernel's busy polling."""
 LINGER: Final = 1.0
 """Seconds for a Terminate to leave, and for the peer's FIN to come after ours, so that closing
 doesn't reset the stream and with it what the peer hasn't read yet."""
@@ -111,13 +113,28 @@ class StreamDriver:
             or qp.tx.pending()
         ):
             return None
-        octets = self._receive(0, 1)
+        octets = self._spin() if qp.rx.reading_ahead else 0
+        if not octets and not self.closed:
+            octets = self._receive(0, 1)
         if octets > 0 and not self._drained:
             self.pump()
         elif qp.wants_to_send or qp.state is not QpState.RTS:
             self._send()
             self._settle()
         return octets != 0
+
+    def _spin(self) -> int:
+        """Look for an answer for a moment before going to sleep for it.
+
+        Between small messages the next one is usually a few microseconds away, and waking up
+        costs more than that. Bulk data isn't waited for like this: there it would only cost CPU.
+        """
+        clock = self._loop.clock
+        end = clock() + SPIN
+        while True:
+            octets = self._receive(MSG_DONTWAIT, 1)
+            if octets or clock() >= end:
+                return octets
 
     def _set_read_timeout(self, timeout: float | None) -> bool:
         """Have the kernel end a blocking read after so long (SO_RCVTIMEO; 0 is never)."""
