@@ -13,6 +13,7 @@ ELSEWHERE: Final[dict[str, str]] = {
     "pip install uv && uv run stag demo": ".ci/run: step demo uv run stag demo",
     "pip install uv && uv run pytest": ".ci/run: step tests uv run pytest",
     "uv run pytest": ".ci/run: step tests uv run pytest",
+    "uv run pytest -m bench -s": ".ci/run: step bench uv run pytest -m bench -s",
     "uv run ruff check": ".ci/run: step lint uv run ruff check",
     "uv run ruff format --check": ".ci/run: step format uv run ruff format --check",
     "uv run mypy": ".ci/run: step types uv run mypy",
