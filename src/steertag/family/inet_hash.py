@@ -140,8 +140,7 @@ def _conflict(sk: InetSock, tables: HashInfo, port: int) -> bool:
             continue
         if sk.ANY not in (sk.inet_saddr, other.inet_saddr) and sk.inet_saddr != other.inet_saddr:
             continue
-        listens = TcpState.TCP_LISTEN in (sk.sk_state, other.sk_state)
-        if not (sk.sk_reuse and other.sk_reuse) or listens:
+        if not (sk.sk_reuse and other.sk_reuse) or other.sk_state == TcpState.TCP_LISTEN:
             return True
     return False
 
