@@ -82,8 +82,8 @@ def protocols(stack: Stack, as_json: bool) -> None:
 
     Memory is in quanta of 4096 octets. The columns of two letters say which functions a protocol
     has: cl close, co connect, di disconnect, ac accept, io ioctl, in init, de destroy,
-    sh shutdown, ss setsockopt, gs getsockopt, se sendmsg, re recvmsg, sp sendpage, bi bind,
-    br backlog_rcv, ha hash, uh unhash, gp get_port, em enter_memory_pressure.
+    sh shutdown, ss setsockopt, gs getsockopt, se sendmsg, re recvmsg, bi bind, br backlog_rcv,
+    ha hash, uh unhash, gp get_port, em enter_memory_pressure.
     """
     from steertag.observe import protocols as listing
 

@@ -7,8 +7,8 @@ from steertag.family.stack import Stack
 from steertag.observe.table import columns
 
 # The two letters that head each column, and the member that makes it "y".
-# sendpage (sp) and backlog_rcv (br) are members that no protocol here has: memory is handed over
-# by reference, and the Stack's lock takes the place of a sock's backlog.
+# backlog_rcv (br) is a member that no protocol here has: the Stack's lock takes the place of a
+# sock's backlog. Kernels before 6.5 have one column more, sendpage (sp).
 MEMBERS: tuple[tuple[str, str | None], ...] = (
     ("cl", "close"),
     ("co", "connect"),
@@ -22,7 +22,6 @@ MEMBERS: tuple[tuple[str, str | None], ...] = (
     ("gs", "getsockopt"),
     ("se", "sendmsg"),
     ("re", "recvmsg"),
-    ("sp", None),
     ("bi", "bind"),
     ("br", None),
     ("ha", "hash"),
