@@ -11,7 +11,14 @@ import pytest
 from new_protocol import AF_EXAMPLE, ExampleFamily, register
 
 from steertag import Counter, Stack, device, socket
-from steertag.family import SK_MEM_QUANTUM, sk_stream_alloc_skb
+from steertag.family import (
+    SK_MEM_QUANTUM,
+    SK_MEM_RECV,
+    SK_MEM_SEND,
+    sk_schedule,
+    sk_stream_alloc_skb,
+)
+from steertag.family.memory import sk_mem_reclaim
 from steertag.testing import expect_errno
 from steertag.testing.families import fill, mask_of, outcome_of, read_exactly, wait_mask
 
@@ -85,6 +92,29 @@ def test_pressure_is_entered_above_the_second_mark_and_left_below_the_first(pair
     read_exactly(pair.conn, sent)
     assert pair.pressure == ["enter", "leave"]
     assert pair.prot.memory_pressure.value == 0
+
+
+@pytest.mark.parametrize(("kind", "row"), [(SK_MEM_SEND, "wmem"), (SK_MEM_RECV, "rmem")])
+def test_under_pressure_a_socket_gets_its_share_of_the_third_mark_or_its_minimum(
+    kind: int, row: str, pair: Pair
+) -> None:
+    def granted(quanta: int) -> bool:
+        with pair.stack.lock:
+            sk = pair.client.kernel.sk
+            answer = sk_schedule(sk, quanta * SK_MEM_QUANTUM, kind)
+            sk_mem_reclaim(sk)
+            return answer
+
+    pair.stack.sysctl["net.exstream.mem"] = (0, 0, 12)
+    pair.stack.sysctl[f"net.exstream.{row}"] = (0, 16384, 32768)
+    assert pair.prot.sockets_allocated.value == 3
+    assert [granted(3), granted(4)] == [True, False]
+    with pair.make():
+        assert not granted(3), "four sockets share what three did"
+    assert granted(3)
+    pair.stack.sysctl[f"net.exstream.{row}"] = (1, 16384, 32768)
+    assert granted(4), "it holds less than its minimum"
+    assert pair.allocated == 0
 
 
 def test_above_the_third_mark_a_sender_that_does_not_block_gets_eagain(pair: Pair) -> None:
@@ -174,6 +204,40 @@ def test_a_send_buffer_grows_to_its_maximum_and_no_further(pair: Pair) -> None:
     pair.client.sendall(data)
     reader.join(30)
     assert start < sk.sk_sndbuf <= pair.prot.sysctl_wmem[2]
+
+
+def test_a_receive_buffer_grows_to_its_maximum_and_no_further(pair: Pair) -> None:
+    sk = pair.conn.kernel.sk
+    sizes = [sk.sk_rcvbuf]
+    for _ in range(8):
+        read_exactly(pair.conn, fill(pair.client))
+        sizes.append(sk.sk_rcvbuf)
+    _, default, most = pair.prot.sysctl_rmem
+    assert (sizes[0], sizes[1], sizes[-1]) == (default, 2 * default, most)
+
+
+def test_under_pressure_no_buffer_grows(pair: Pair) -> None:
+    pair.stack.sysctl["net.exstream.mem"] = (0, 0, 1000)
+    sent = fill(pair.client)
+    assert pair.prot.memory_pressure.value == 1
+    read_exactly(pair.conn, sent)
+    assert pair.client.kernel.sk.sk_sndbuf == pair.prot.sysctl_wmem[1]
+    assert pair.conn.kernel.sk.sk_rcvbuf == pair.prot.sysctl_rmem[1]
+
+
+def test_a_sender_that_is_refused_memory_keeps_a_smaller_buffer_unless_it_was_set(
+    pair: Pair,
+) -> None:
+    pair.stack.sysctl["net.exstream.mem"] = (2, 3, 4)
+    for by_hand in (True, False):
+        with ExitStack() as closing:
+            client, _ = pair.connect(closing)
+            if by_hand:
+                client.setsockopt(std.SOL_SOCKET, std.SO_SNDBUF, 16384)
+            sk = client.kernel.sk
+            before = sk.sk_sndbuf
+            fill(client)
+            assert (sk.sk_sndbuf == before) is by_hand
 
 
 def test_headers_go_into_the_headroom_that_the_protocol_asked_for(pair: Pair) -> None:

@@ -377,6 +377,26 @@ def test_disconnect_of_a_host_socket_forgets_the_peer() -> None:
         expect_errno(sock.getpeername, errno.ENOTCONN)
 
 
+@pytest.mark.parametrize("kind", [std.SOCK_STREAM, std.SOCK_DGRAM])
+def test_a_port_is_taken_until_its_socket_closes(kind: int, stack: Stack) -> None:
+    for _ in range(2):
+        with (
+            socket.socket(AF_EXAMPLE, kind, stack=stack) as first,
+            socket.socket(AF_EXAMPLE, kind, stack=stack) as second,
+        ):
+            first.bind(("node", 7))
+            expect_errno(lambda: second.bind(("node", 7)), errno.EADDRINUSE)
+
+
+def test_listening_without_an_address_takes_a_port(stack: Stack, ends: Endpoints) -> None:
+    with ends.make() as server, ends.client() as client:
+        server.listen()
+        port = server.getsockname()[1]
+        assert port
+        client.connect(("node", port))
+        server.accept()[0].close()
+
+
 def test_a_full_backlog_refuses(ends: Endpoints) -> None:
     with ends.bound() as server, ends.client() as first, ends.client() as second:
         server.listen(0)
