@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -30,6 +30,3 @@ class Counters:
     protocol_errors: int = 0
     terminates_sent: int = 0
     terminates_received: int = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)

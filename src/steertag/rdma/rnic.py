@@ -23,8 +23,6 @@ class RnicLimits:
     max_cqe: int = 1 << 20
     max_mr: int = 65536
     max_pd: int = 4096
-    max_qp_rd_atom: int = 128
-    max_qp_init_rd_atom: int = 128
 
 
 class Rnic:

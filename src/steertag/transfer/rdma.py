@@ -176,7 +176,6 @@ class End:
         init = v.QPInitAttr(scq=self.cq, rcq=self.cq, cap=cap, sq_sig_all=False)
         self._cmid = v.CMID(None, init, self.pd)
         self._metered = (0, 0)
-        self._reported: list[v.WC] = []
 
     def connect(self, private_data: bytes, timeout: float) -> None:
         """Set the connection up as the active side. Raises PathFailed."""
