@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from steertag.verbs import (
@@ -35,6 +36,7 @@ TIMEOUT = 60.0
 HOST = "127.0.0.1"
 ALL_ACCESS = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ
 SIZE = 1 << 20
+MODES: list[Progress] = ["thread", "caller"]
 CAP = QPCap(max_send_wr=512, max_recv_wr=512)
 
 
@@ -96,7 +98,7 @@ def default_init(context: Context) -> QPInitAttr:
     return QPInitAttr(cap=CAP)
 
 
-@contextlib.contextmanager
+@contextmanager
 def connected(
     progress: Progress = "thread",
     offer: ConnParam | None = None,
@@ -122,3 +124,10 @@ def connected(
             server.accept(answer)
             under_way.result(TIMEOUT)
             yield region(client), side
+
+
+@contextmanager
+def plain_server() -> Iterator[socket.socket]:
+    with socket.create_server((HOST, 0)) as server:
+        server.settimeout(TIMEOUT)
+        yield server
