@@ -133,7 +133,9 @@ def read_all(sock: socket.socket) -> bytes:
     while True:
         try:
             some = sock.recv(65536)
-        except ConnectionResetError:
+        except TimeoutError:
+            raise
+        except OSError:  # reset; or ENOTCONN, when the call before this one was told of that
             return data
         if not some:
             return data
