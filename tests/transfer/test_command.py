@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.transfer.harness import (
     STAG,
     Command,
     Serving,
+    assert_one_line,
     environment,
     make_file,
     stag,
@@ -153,6 +155,84 @@ def test_a_reader_that_goes_away_is_no_error(server: Serving, served: Path) -> N
         env=environment(),
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0000\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "get --help", "completion bash", "protocols", "sysctl -a"]
+)
+def test_no_command_minds_a_reader_that_has_left(command: str) -> None:
+    assert without_reader(command) == (0, "")
+
+
+def test_a_failure_keeps_its_exit_code_when_nobody_reads(server: Serving) -> None:
+    assert without_reader(f"ls --json {server.url}nosuch")[0] == 3
+
+
+def test_a_server_goes_on_when_nobody_reads_its_log(served: Path, here: Path) -> None:
+    make_file(served / "file", 10)
+    with Serving(served) as server:
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        for _ in range(2):
+            assert stag("get", server.url + "file", here).code == 0
+        server.signal(signal.SIGINT)
+        assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("command", ["--help", "protocols", "completion bash"])
+def test_output_that_cannot_be_written_is_one_line(command: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*STAG, *command.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            env=environment(),
+        )
+    assert done.returncode == 1
+    assert done.stderr == "stag: cannot write the output: No space left on device\n"
+
+
+def test_only_a_name_at_a_server_is_looked_up_with_ls(
+    server: Serving, served: Path, here: Path
+) -> None:
+    make_file(served / "file", 10)
+    hint = "`stag ls` shows"
+    for done in (
+        stag("put", here / "nosuch", server.url),
+        stag("get", server.url + "file", here / "nosuch" / "file"),
+        stag("serve", here / "nosuch"),
+    ):
+        assert_one_line(done, 3, "No such file or directory; check the name")
+        assert hint not in done.err
+    assert_one_line(stag("get", server.url + "nosuch", here), 3, hint)
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    wrap = ("sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh")
+    with Command("protocols", "--import", "json", wrap=wrap, cwd=tmp_path) as command:
+        assert_one_line(command.wait(), 2, "--import json", "No such file or directory")
+
+
+def without_reader(command: str) -> tuple[int, str]:
+    """Exit code and standard error of a command whose standard output nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*STAG, *command.split()],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            env=environment(),
+        )
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("command", ["serve", "get", "put", "ls", "completion"])

@@ -34,7 +34,7 @@ HEAVY = {
     "subprocess",
     "xxhash",
 }
-STEERTAG_AT_START = {"steertag", "steertag.cli", "steertag.cli.main"}
+STEERTAG_AT_START = {"steertag", "steertag.cli", "steertag.cli.main", "steertag.cli.output"}
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:

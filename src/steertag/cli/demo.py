@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from steertag.cli.bench import Octets, columns
+from steertag.cli.output import reader_left
 
 _NEXT: Final = """\
 What to try next
@@ -47,6 +48,8 @@ def demo(size: int, runs: int, directory: Path | None, as_json: bool) -> None:
     except TransferError as exc:
         raise click.ClickException(str(exc)) from exc
     except OSError as exc:
+        if reader_left():
+            raise
         raise click.ClickException(f"{exc.strerror or exc}; try --size 16M, or --dir") from exc
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from steertag import __version__
+from steertag.cli import output
 
 # name -> (module:attribute, one line for `stag --help`).
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -31,6 +32,20 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 class LazyGroup(click.Group):
     """A group whose commands are imported by name."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        with output.reader_may_leave():  # `--help` and `--version` print from here
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with output.reader_may_leave():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -59,10 +74,13 @@ def main() -> None:
     """Entry point of the `stag` script."""
     try:
         cli(prog_name="stag")
-    except BrokenPipeError:
-        # The reader of our output went away (`stag ls | head`): not an error of ours.
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        # Commands explain the errors of their work; what is left is output that can't be written.
+        output.mute()
+        print(f"stag: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        output.settle()
 
 
 if __name__ == "__main__":

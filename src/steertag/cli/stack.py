@@ -66,9 +66,9 @@ def _with_stack(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _import(module: str) -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
         importlib.import_module(module)
     except Exception as exc:  # noqa: BLE001  # somebody's module: whatever it raises is reported
         _fail(f"--import {module}: {type(exc).__name__}: {exc}", 2)

@@ -15,6 +15,7 @@ from typing import NoReturn, NotRequired, ParamSpec, TypedDict, Unpack
 
 import click
 
+from steertag.cli import output
 from steertag.transfer.auth import (
     TOKEN_FILE_VARIABLE,
     default_token_path,
@@ -46,10 +47,13 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 def _fail(code: ExitCode, message: str, as_json: bool) -> NoReturn:
     command = click.get_current_context().info_name
-    click.echo(f"stag {command}: {message}", err=True)
-    if as_json:
-        error = {"code": int(code), "name": code.name.lower(), "message": message}
-        click.echo(json.dumps({"error": error}))
+    try:
+        click.echo(f"stag {command}: {message}", err=True)
+        if as_json:
+            error = {"code": int(code), "name": code.name.lower(), "message": message}
+            click.echo(json.dumps({"error": error}))
+    except OSError:
+        output.mute()  # nobody listens; the exit code still says it
     sys.exit(int(code))
 
 
@@ -65,12 +69,9 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
             _fail(error.code, error.message, as_json)
         except KeyboardInterrupt:
             _fail(ExitCode.INTERRUPTED, "interrupted; nothing was replaced", as_json)
-        except BrokenPipeError:
-            # The reader of our output went away (`stag ls | head`): not an error of ours. What
-            # Python flushes at its end has to go somewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and output.reader_left():
+                raise
             _fail(ExitCode.FAILURE, escape(str(error)), as_json)
 
     return wrapper
@@ -428,10 +429,13 @@ def _announce(server: Server, token_file: Path | None, as_json: bool) -> None:
 
 def _logger(quiet: bool, as_json: bool) -> Callable[[Event], None]:
     def log(event: Event) -> None:
-        if as_json:
-            click.echo(json.dumps(event))
-        elif not quiet:
-            click.echo(_sentence(event), err=True)
+        try:
+            if as_json:
+                click.echo(json.dumps(event))
+            elif not quiet:
+                click.echo(_sentence(event), err=True)
+        except OSError:
+            output.mute()  # the server goes on without its log
 
     return log
 

@@ -101,15 +101,21 @@ _BY_ERRNO: Final[dict[int, ExitCode]] = {
 }
 
 _ADVICE: Final[dict[ExitCode, str]] = {
-    ExitCode.NO_SUCH_FILE: "check the name; `stag ls` shows what a server has",
+    ExitCode.NO_SUCH_FILE: "check the name",
     ExitCode.PERMISSION_DENIED: "check the owner and mode",
     ExitCode.NO_SPACE: "free some space or choose another destination",
 }
 
 
-def from_os_error(error: OSError, name: str) -> TransferError:
-    """What an error of a file system call on `name` means to a person."""
+def from_os_error(error: OSError, name: str, served: bool = False) -> TransferError:
+    """What an error of a file system call on `name` means to a person.
+
+    Args:
+        served: whether `name` is one of a server, that its clients can list.
+    """
     code = _BY_ERRNO.get(error.errno or 0, ExitCode.FAILURE)
     text = f"{escape(name)}: {error.strerror or error}"
     advice = _ADVICE.get(code)
+    if served and code is ExitCode.NO_SUCH_FILE:
+        advice = f"{advice}; `stag ls` shows what a server has"
     return TransferError(code, f"{text}; {advice}" if advice else text)

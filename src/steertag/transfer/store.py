@@ -378,7 +378,7 @@ class Tree:
                 self._refuse_link(leaf, fd, name)
             yield fd, leaf
         except OSError as error:
-            raise from_os_error(error, name) from error
+            raise from_os_error(error, name, served=True) from error
         finally:
             os.close(fd)
 
