@@ -16,8 +16,9 @@ Request, so one read takes several of its segments, in the places and with the h
 must have if they are cut like the first one. Where a header is another, what came is taken back out
 of the sink (which is undefined until the Read completes) and parsed from the buffer.
 
-Every check comes before the first octet of a segment is placed. A large segment's CRC is known
-only after it was placed, as on hardware: the connection ends with a Terminate then.
+Every check comes before the first octet of a segment is placed; for a foreseen one the checks are
+those of our own request's sink, and its header is compared afterwards. A large segment's CRC is
+known only after it was placed, as on hardware: the connection ends with a Terminate then.
 """
 
 from __future__ import annotations
