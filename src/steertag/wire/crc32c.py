@@ -7,7 +7,7 @@ least significant octet first, unlike every other integer of iWARP.
 import struct
 from typing import Final
 
-from crc32c import crc32c
+from fastcrc.crc32 import iscsi as crc32c
 
 __all__ = ["CRC_FIELD", "crc32c"]
 
