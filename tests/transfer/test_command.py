@@ -262,3 +262,8 @@ def test_the_completion_script_completes_in_bash(tmp_path: Path) -> None:
         env=environment(),
     )
     assert done.stdout.strip() == "--path", done
+
+
+def test_putting_a_url_says_what_to_do_instead() -> None:
+    done = stag("put", "stag://h/a", "stag://h/b")
+    assert_one_line(done, 2, "stag get")

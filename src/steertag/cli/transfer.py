@@ -239,6 +239,10 @@ def put(
     """
     from steertag.cli.bar import TerminalProgress
 
+    if str(file).startswith("stag:"):
+        raise TransferError(
+            ExitCode.USAGE, "FILE is a URL; fetch it with `stag get`, then put the local file"
+        )
     where = parse_url(url)
     name = where.path
     if not name or name.endswith("/"):
