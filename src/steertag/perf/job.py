@@ -8,7 +8,6 @@ from typing import Final
 
 from steertag.socket import socket
 
-OPS: Final = ("write", "read", "send")
 _MAX_LINE: Final = 65536
 
 

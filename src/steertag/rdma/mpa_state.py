@@ -7,7 +7,7 @@ TRANSITIONS is a bug of the caller; `docs/tools/draw_states.py` draws the table.
 from enum import IntEnum, auto
 from typing import Final
 
-from steertag.errors import StateError
+from steertag.rdma.state_table import next_state
 
 
 class MpaState(IntEnum):
@@ -45,7 +45,5 @@ TRANSITIONS: Final[dict[tuple[MpaState, MpaEvent], MpaState]] = {
 
 
 def step(state: MpaState, event: MpaEvent) -> MpaState:
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise StateError(f"MPA event {event.name} in state {state.name}") from None
+    """The state that `event` leads to. Raises StateError where it may not happen."""
+    return next_state(TRANSITIONS, state, event)

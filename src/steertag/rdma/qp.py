@@ -15,6 +15,7 @@ from steertag.errors import ProtocolError, os_error
 from steertag.rdma.constants import (
     SEND_KNOWN,
     WC_OF_WR,
+    WC_RECV,
     WR_RDMA_READ,
     WR_RDMA_WRITE,
     WcStatus,
@@ -143,7 +144,7 @@ class QueuePair:
     def post_recv(self, wr: RecvWR) -> None:
         """Queue one receive (not the list linked behind it). Raises as `post_send`."""
         if self.state is QpState.ERROR:
-            wc = WC(wr.wr_id, WcStatus.WR_FLUSH_ERR, 128, 0, self.qp_num)
+            wc = WC(wr.wr_id, WcStatus.WR_FLUSH_ERR, WC_RECV, 0, self.qp_num)
             self._recv_cq.push(wc)
             return
         if len(self.rx.rq) >= self.cap.max_recv_wr:

@@ -7,7 +7,7 @@ from TRANSITIONS is a bug of the caller; `docs/tools/draw_states.py` draws the t
 from enum import IntEnum, auto
 from typing import Final
 
-from steertag.errors import StateError
+from steertag.rdma.state_table import next_state
 
 
 class QpState(IntEnum):
@@ -52,7 +52,5 @@ TRANSITIONS: Final[dict[tuple[QpState, QpEvent], QpState]] = {
 
 
 def step(state: QpState, event: QpEvent) -> QpState:
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise StateError(f"QP event {event.name} in state {state.name}") from None
+    """The state that `event` leads to. Raises StateError where it may not happen."""
+    return next_state(TRANSITIONS, state, event)

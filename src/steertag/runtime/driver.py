@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from steertag.rdma.connection import Connection
@@ -40,7 +39,6 @@ class StreamDriver:
     connection: set-up or established; it is handed the stream's octets.
     stream: connected; put into blocking mode, closed at the end.
     tap: sees every octet, where one is given (this costs a copy).
-    on_closed: called once when the stream is closed.
     """
 
     def __init__(
@@ -50,14 +48,12 @@ class StreamDriver:
         stream: Stream,
         *,
         tap: Tap | None = None,
-        on_closed: Callable[[], None] | None = None,
     ) -> None:
         self.connection = connection
         self.closed = False
         self._loop = loop
         self._stream = stream
         self._tap = tap
-        self._on_closed = on_closed
         self._fd = stream.fileno()
         self._blocked = False
         self._shut = False
@@ -87,7 +83,7 @@ class StreamDriver:
             self.close()
             return
         self.connection.handle_timer(now)
-        self._settle()
+        self.settle()
 
     def pump(self) -> bool:
         """Send what is to be sent, read what is there. True if anything moved."""
@@ -95,7 +91,7 @@ class StreamDriver:
         received = self._receive(MSG_DONTWAIT, _ROUNDS) != 0
         if received:
             self._send()
-        self._settle()
+        self.settle()
         return sent or received
 
     def block(self, timeout: float | None) -> bool | None:
@@ -120,7 +116,7 @@ class StreamDriver:
             self.pump()
         elif qp.wants_to_send or qp.state is not QpState.RTS:
             self._send()
-            self._settle()
+            self.settle()
         return octets != 0
 
     def _spin(self) -> int:
@@ -156,11 +152,7 @@ class StreamDriver:
         """Send what is to be sent, without reading: the doorbell of a post."""
         if not (self._blocked or self.closed):
             self._send()
-            self._settle()
-
-    def settle(self) -> None:
-        """The engine was told to close: begin with it if nothing is left to send."""
-        self._settle()
+            self.settle()
 
     def close(self) -> None:
         """Close the stream now."""
@@ -170,8 +162,6 @@ class StreamDriver:
         self._loop.remove(self)
         self._stream.close()
         self.connection.engine.stream_lost("closed")
-        if self._on_closed is not None:
-            self._on_closed()
         self._loop.notify()
 
     # -- inside --------------------------------------------------------------------------------
@@ -264,8 +254,11 @@ class StreamDriver:
             qp.counters.syscalls += self._counters.syscalls
             self._counters = qp.counters
 
-    def _settle(self) -> None:
-        """Wait for the right things; begin to close once the engine is done with the stream."""
+    def settle(self) -> None:
+        """Wait for the right things; begin to close once the engine is done with the stream.
+
+        Also for whoever told the engine to close.
+        """
         qp = self._qp
         if qp is not None and qp.state is QpState.RTS:
             events = READ | WRITE if self._blocked else READ
@@ -278,7 +271,7 @@ class StreamDriver:
             self._loop.wait_on(self, events)
 
     def _settle_slowly(self) -> int:
-        """`_settle` before and after the queue pair's life; gives the events to wait for."""
+        """`settle` before and after the queue pair's life; gives the events to wait for."""
         engine, qp = self.connection.engine, self._qp
         if qp is not None and qp.state is QpState.TERMINATE and self._linger_until is None:
             # A peer that doesn't read our Terminate isn't waited for without end.
