@@ -358,6 +358,17 @@ def test_an_established_connection_has_no_deadline() -> None:
         assert end.connection.state is MpaState.ESTABLISHED
 
 
+def test_a_connection_without_a_set_up_is_its_queue_pairs_from_the_first_octet() -> None:
+    end = lone(crc=False)
+    end.connection = Connection.established(end.qp, now=100.0)
+    assert end.engine is end.qp
+    assert (end.connection.state, end.connection.crc) == (MpaState.ESTABLISHED, False)
+    assert end.connection.deadline is None
+    end.recv((0, 10))
+    feed(end, send_fpdu(b"first"))
+    assert [wc.byte_len for wc in end.got()] == [5]
+
+
 # -- the border between set-up and FPDUs -----------------------------------------------------------
 
 

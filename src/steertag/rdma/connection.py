@@ -153,6 +153,18 @@ class Connection:
         """The passive side: waits for the Request, then for `accept` or `reject`."""
         return cls(None, MpaState.WAIT_REQUEST, now, timeout, on_change)
 
+    @classmethod
+    def established(cls, qp: QueuePair, now: float) -> Connection:
+        """Without MPA set-up: `qp` is connected already, and has the stream from its first octet.
+
+        For queue pairs that know each other by other means than a Request and a Reply.
+        """
+        connection = cls(qp, MpaState.ESTABLISHED, now, 0.0)
+        connection.deadline = None
+        connection.engine = qp
+        connection.crc = qp.tx.crc
+        return connection
+
     # -- the application -----------------------------------------------------------------------
 
     def accept(self, qp: QueuePair, offer: Offer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from steertag.rdma.connection import Connection
@@ -33,12 +34,17 @@ class Tap(Protocol):
     def received(self, data: bytes) -> None: ...
 
 
+TapFor = Callable[[Stream], Tap | None]
+"""Asked for each stream: what sees its octets; None for nothing."""
+
+
 class StreamDriver:
     """Args:
     loop: where it registers itself.
     connection: set-up or established; it is handed the stream's octets.
     stream: connected; put into blocking mode, closed at the end.
     tap: sees every octet, where one is given (this costs a copy).
+    tap_for: asked for a tap where none is given.
     """
 
     def __init__(
@@ -48,12 +54,13 @@ class StreamDriver:
         stream: Stream,
         *,
         tap: Tap | None = None,
+        tap_for: TapFor | None = None,
     ) -> None:
         self.connection = connection
         self.closed = False
         self._loop = loop
         self._stream = stream
-        self._tap = tap
+        self._tap = tap_for(stream) if tap is None and tap_for is not None else tap
         self._fd = stream.fileno()
         self._blocked = False
         self._shut = False
@@ -66,6 +73,8 @@ class StreamDriver:
         # The setting-up has no queue pair, and needs none of its speed.
         self._counters = Counters()
         self._qp: QueuePair | None = None
+        if connection.engine is connection.qp:
+            self._established()
         stream.setblocking(True)
         loop.add(self)
         with loop.lock:

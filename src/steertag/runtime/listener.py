@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from steertag.rdma.connection import REQUEST_TIMEOUT, Connection
 from steertag.rdma.mpa_state import MpaState
-from steertag.runtime.driver import StreamDriver
+from steertag.runtime.driver import StreamDriver, TapFor
 from steertag.runtime.loop import READ, Loop
 from steertag.runtime.stream import Stream
 
@@ -31,6 +31,7 @@ class Listener:
     socket: listening and non-blocking; closed with the listener.
     backlog: connections at most that are being set up or wait to be accepted; one more is closed.
     timeout: seconds that a peer has to send its Request.
+    tap_for: asked for what sees the octets of each connection.
 
     Attributes:
         requests: connections whose Request is here, oldest first.
@@ -43,6 +44,7 @@ class Listener:
         socket: ListeningSocket,
         backlog: int,
         timeout: float = REQUEST_TIMEOUT,
+        tap_for: TapFor | None = None,
     ) -> None:
         self.requests: deque[tuple[Connection, StreamDriver]] = deque()
         self.refused = 0
@@ -53,6 +55,7 @@ class Listener:
         self._fd = socket.fileno()
         self._backlog = backlog
         self._timeout = timeout
+        self._tap_for = tap_for
         self._half_open: dict[Connection, StreamDriver] = {}
         loop.add(self)
 
@@ -111,7 +114,7 @@ class Listener:
         self.requests.clear()
 
     def _begin(self, stream: Stream) -> None:
-        connection = respond(self._loop, stream, self._changed, self._timeout)
+        connection = respond(self._loop, stream, self._changed, self._timeout, self._tap_for)
         self._half_open[connection[0]] = connection[1]
         self._changed()
 
@@ -128,8 +131,12 @@ class Listener:
 
 
 def respond(
-    loop: Loop, stream: Stream, on_change: Callable[[], None], timeout: float = REQUEST_TIMEOUT
+    loop: Loop,
+    stream: Stream,
+    on_change: Callable[[], None],
+    timeout: float = REQUEST_TIMEOUT,
+    tap_for: TapFor | None = None,
 ) -> tuple[Connection, StreamDriver]:
     """Wait for the MPA Request on a stream that is connected already."""
     connection = Connection.respond(loop.clock(), timeout, on_change)
-    return connection, StreamDriver(loop, connection, stream)
+    return connection, StreamDriver(loop, connection, stream, tap_for=tap_for)
