@@ -6,6 +6,9 @@ A package names its family in its metadata, by the kernel's alias for one:
     net-pf-77 = "acme.family:register"
 
 and `acme.family.register(stack)` registers it with the public calls.
+
+What wants to see the RNICs that are opened over a Stack announces itself likewise, by any name, in
+the group `steertag.observers`; `acme.monitor.attach(stack)` then appends to `stack.observers`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from steertag.family.stack import Stack
 
 GROUP: Final = "steertag.families"
+OBSERVERS: Final = "steertag.observers"
 _ALIAS: Final = "net-pf-"
 
 
@@ -28,11 +32,11 @@ def family_alias(family: int) -> str:
     return f"{_ALIAS}{family}"
 
 
-def _entries() -> EntryPoints:
+def _entries(group: str = GROUP) -> EntryPoints:
     # Imported here: reading package metadata is slow, and most programs never need it.
     from importlib.metadata import entry_points
 
-    return entry_points(group=GROUP)
+    return entry_points(group=group)
 
 
 def announced() -> dict[int, EntryPoint]:
@@ -52,9 +56,23 @@ def request_module(stack: Stack, family: int) -> None:
         OSError: ENOEXEC when the package is there and broken, the reason chained.
     """
     for entry in _entries().select(name=family_alias(family)):
-        try:
-            register = entry.load()
-        except (ImportError, AttributeError) as exc:
-            raise os_error(errno.ENOEXEC, f"{entry.name} = {entry.value}: {exc}") from exc
-        register(stack)
+        _call(entry, stack)
         return
+
+
+def request_observers(stack: Stack) -> None:
+    """Let every package that brings an observer attach it.
+
+    Raises:
+        OSError: ENOEXEC when a package is there and broken, the reason chained.
+    """
+    for entry in _entries(OBSERVERS):
+        _call(entry, stack)
+
+
+def _call(entry: EntryPoint, stack: Stack) -> None:
+    try:
+        register = entry.load()
+    except (ImportError, AttributeError) as exc:
+        raise os_error(errno.ENOEXEC, f"{entry.name} = {entry.value}: {exc}") from exc
+    register(stack)

@@ -39,6 +39,8 @@ class Stack:
         load_family: called as `(stack, family)` when a family is asked for that is not
             registered; it may register it. Default: the installed packages' entry points.
             None: no such thing, unknown stays unknown.
+        load_observers: called once with the Stack when the first RNIC is opened over it; it may
+            append to `observers`. Default: the installed packages' entry points. None: nobody.
 
     Attributes:
         lock: see steertag.family.lock for its law.
@@ -47,6 +49,8 @@ class Stack:
         socks: every sock alive, those without a user included.
         devices: registered devices, by name (steertag.device).
         sockfs: the SOCKET layer's open descriptors, by inode.
+        observers: called with every RNIC (`verbs.Context`) that is opened over the Stack, before
+            it has a connection. They may keep it, give it a `tap_for`, and may not raise.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Stack:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         load_family: Callable[[Stack, int], None] | None = modules.request_module,
+        load_observers: Callable[[Stack], None] | None = modules.request_observers,
     ) -> None:
         self.lock = StackLock()
         self.clock = clock
@@ -66,9 +71,11 @@ class Stack:
         self.socks: WeakSet[Sock] = WeakSet()
         self.devices: dict[str, object] = {}
         self.sockfs: dict[int, object] = {}
+        self.observers: list[Callable[[object], None]] = []
         self._families: dict[int, NetProtoFamily] = {}
         self._users: dict[int, int] = {}
         self._load_family = load_family
+        self._load_observers = load_observers
         self._loading = threading.RLock()
 
     # -- protocols ----------------------------------------------------------------------------
@@ -164,6 +171,21 @@ class Stack:
                 modules.request_module(self, number)
                 added.append(number)
         return added
+
+    # -- RNICs --------------------------------------------------------------------------------
+
+    def rnic_opened(self, context: object) -> None:
+        """An RNIC is opened over this Stack: tell the observers.
+
+        Raises:
+            OSError: ENOEXEC, an installed package's observer is broken.
+        """
+        with self._loading:
+            load, self._load_observers = self._load_observers, None
+            if load is not None:
+                load(self)
+        for observer in self.observers:
+            observer(context)
 
     # -- sockets ------------------------------------------------------------------------------
 

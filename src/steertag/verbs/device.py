@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from steertag.errors import os_error
 from steertag.rdma.rnic import Rnic, RnicLimits
+from steertag.runtime.driver import Tap
 from steertag.runtime.loop import Loop
+from steertag.runtime.stream import Stream
 
 if TYPE_CHECKING:
     from steertag.family import Stack
@@ -108,9 +110,24 @@ class Context(Managed):
         """Move what can be moved; where that is nothing, wait up to so many seconds for more
         (None: without end). True if anything was moved. For `progress="caller"`: with a
         background thread it gives False at once."""
+        self.tap_for: Callable[[Stream], Tap | None] | None = None
+        """Asked for a tap by every connection made in this Context, active or passive, before
+        its first octet."""
+        self._announce()
         if progress == "thread":
             self.loop.start()
             self.progress = _moves_by_itself
+
+    def _announce(self) -> None:
+        """Show the Context to the Stack's observers, which may set `tap_for`."""
+        from steertag.socket.default import default_stack
+
+        stack = self.stack if self.stack is not None else default_stack()
+        try:
+            stack.rnic_opened(self)
+        except OSError:
+            self.loop.close()
+            raise
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `predicate()` holds (it is called with the Context's lock held).
