@@ -1,39 +1,361 @@
-"""Constants under the names that programs know (libibverbs' `verbs.h`, pyverbs' `enums`)."""
+"""Constants under the names that programs know (libibverbs' `verbs.h`, pyverbs' `enums`).
+
+The numbers are `verbs.h`'s and `rdma_cma.h`'s. What the device has no use for is here where a
+program may meet it in a question about the device.
+"""
 
 from typing import Final
 
 from steertag.rdma import constants as c
 
+# enum ibv_node_type
+IBV_NODE_UNKNOWN: Final = -1
+IBV_NODE_CA: Final = 1
+IBV_NODE_SWITCH: Final = 2
+IBV_NODE_ROUTER: Final = 3
+IBV_NODE_RNIC: Final = 4
+IBV_NODE_USNIC: Final = 5
+IBV_NODE_USNIC_UDP: Final = 6
+IBV_NODE_UNSPECIFIED: Final = 7
+
+# enum ibv_transport_type
+IBV_TRANSPORT_UNKNOWN: Final = -1
+IBV_TRANSPORT_IB: Final = 0
+IBV_TRANSPORT_IWARP: Final = 1
+IBV_TRANSPORT_USNIC: Final = 2
+IBV_TRANSPORT_USNIC_UDP: Final = 3
+
+# enum ibv_atomic_cap
+IBV_ATOMIC_NONE: Final = 0
+IBV_ATOMIC_HCA: Final = 1
+IBV_ATOMIC_GLOB: Final = 2
+
+# enum ibv_port_state
+IBV_PORT_NOP: Final = 0
+IBV_PORT_DOWN: Final = 1
+IBV_PORT_INIT: Final = 2
+IBV_PORT_ARMED: Final = 3
+IBV_PORT_ACTIVE: Final = 4
+IBV_PORT_ACTIVE_DEFER: Final = 5
+
+# enum ibv_mtu
+IBV_MTU_256: Final = 1
+IBV_MTU_512: Final = 2
+IBV_MTU_1024: Final = 3
+IBV_MTU_2048: Final = 4
+IBV_MTU_4096: Final = 5
+
+# enum ibv_gid_type
+IBV_GID_TYPE_IB: Final = 0
+IBV_GID_TYPE_ROCE_V1: Final = 1
+IBV_GID_TYPE_ROCE_V2: Final = 2
+
+# enum ibv_gid_type_sysfs
+IBV_GID_TYPE_SYSFS_IB_ROCE_V1: Final = 0
+IBV_GID_TYPE_SYSFS_ROCE_V2: Final = 1
+
+# enum ibv_device_cap_flags
+IBV_DEVICE_RESIZE_MAX_WR: Final = 1
+IBV_DEVICE_BAD_PKEY_CNTR: Final = 2
+IBV_DEVICE_BAD_QKEY_CNTR: Final = 4
+IBV_DEVICE_RAW_MULTI: Final = 8
+IBV_DEVICE_AUTO_PATH_MIG: Final = 16
+IBV_DEVICE_CHANGE_PHY_PORT: Final = 32
+IBV_DEVICE_UD_AV_PORT_ENFORCE: Final = 64
+IBV_DEVICE_CURR_QP_STATE_MOD: Final = 128
+IBV_DEVICE_SHUTDOWN_PORT: Final = 0x100
+IBV_DEVICE_INIT_TYPE: Final = 0x200
+IBV_DEVICE_PORT_ACTIVE_EVENT: Final = 0x400
+IBV_DEVICE_SYS_IMAGE_GUID: Final = 0x800
+IBV_DEVICE_RC_RNR_NAK_GEN: Final = 0x1000
+IBV_DEVICE_SRQ_RESIZE: Final = 0x2000
+IBV_DEVICE_N_NOTIFY_CQ: Final = 0x4000
+IBV_DEVICE_MEM_WINDOW: Final = 0x20000
+IBV_DEVICE_UD_IP_CSUM: Final = 0x40000
+IBV_DEVICE_XRC: Final = 0x100000
+IBV_DEVICE_MEM_MGT_EXTENSIONS: Final = 0x200000
+IBV_DEVICE_MEM_WINDOW_TYPE_2A: Final = 0x800000
+IBV_DEVICE_MEM_WINDOW_TYPE_2B: Final = 0x1000000
+IBV_DEVICE_RC_IP_CSUM: Final = 0x2000000
+IBV_DEVICE_RAW_IP_CSUM: Final = 0x4000000
+IBV_DEVICE_MANAGED_FLOW_STEERING: Final = 0x20000000
+
+# enum ibv_odp_general_caps
+IBV_ODP_SUPPORT: Final = 1
+IBV_ODP_SUPPORT_IMPLICIT: Final = 2
+
+# enum ibv_odp_transport_cap_bits
+IBV_ODP_SUPPORT_SEND: Final = 1
+IBV_ODP_SUPPORT_RECV: Final = 2
+IBV_ODP_SUPPORT_WRITE: Final = 4
+IBV_ODP_SUPPORT_READ: Final = 8
+IBV_ODP_SUPPORT_ATOMIC: Final = 16
+IBV_ODP_SUPPORT_SRQ_RECV: Final = 32
+
+# enum ibv_access_flags
 IBV_ACCESS_LOCAL_WRITE: Final = c.ACCESS_LOCAL_WRITE
 IBV_ACCESS_REMOTE_WRITE: Final = c.ACCESS_REMOTE_WRITE
 IBV_ACCESS_REMOTE_READ: Final = c.ACCESS_REMOTE_READ
+IBV_ACCESS_REMOTE_ATOMIC: Final = 8
+IBV_ACCESS_MW_BIND: Final = 16
+IBV_ACCESS_ZERO_BASED: Final = 32
+IBV_ACCESS_ON_DEMAND: Final = 64
+IBV_ACCESS_HUGETLB: Final = 128
+IBV_ACCESS_RELAXED_ORDERING: Final = 0x100000
+IBV_ACCESS_FLUSH_GLOBAL: Final = 0x100
+IBV_ACCESS_FLUSH_PERSISTENT: Final = 0x200
 
+# enum ibv_rereg_mr_flags
+IBV_REREG_MR_CHANGE_TRANSLATION: Final = 1
+IBV_REREG_MR_CHANGE_PD: Final = 2
+IBV_REREG_MR_CHANGE_ACCESS: Final = 4
+
+# enum ibv_mw_type
+IBV_MW_TYPE_1: Final = 1
+IBV_MW_TYPE_2: Final = 2
+
+# enum ibv_wr_opcode
+IBV_WR_RDMA_WRITE: Final = c.WR_RDMA_WRITE
+IBV_WR_RDMA_WRITE_WITH_IMM: Final = 1
+IBV_WR_SEND: Final = c.WR_SEND
+IBV_WR_SEND_WITH_IMM: Final = 3
+IBV_WR_RDMA_READ: Final = c.WR_RDMA_READ
+IBV_WR_ATOMIC_CMP_AND_SWP: Final = 5
+IBV_WR_ATOMIC_FETCH_AND_ADD: Final = 6
+IBV_WR_LOCAL_INV: Final = 7
+IBV_WR_BIND_MW: Final = 8
+IBV_WR_SEND_WITH_INV: Final = 9
+IBV_WR_TSO: Final = 10
+IBV_WR_ATOMIC_WRITE: Final = 15
+
+# enum ibv_send_flags
 IBV_SEND_FENCE: Final = c.SEND_FENCE
 IBV_SEND_SIGNALED: Final = c.SEND_SIGNALED
 IBV_SEND_SOLICITED: Final = c.SEND_SOLICITED
 IBV_SEND_INLINE: Final = c.SEND_INLINE
+IBV_SEND_IP_CSUM: Final = 16
 
-IBV_WR_RDMA_WRITE: Final = c.WR_RDMA_WRITE
-IBV_WR_SEND: Final = c.WR_SEND
-IBV_WR_RDMA_READ: Final = c.WR_RDMA_READ
-
+# enum ibv_wc_status
 IBV_WC_SUCCESS: Final = c.WcStatus.SUCCESS
 IBV_WC_LOC_LEN_ERR: Final = c.WcStatus.LOC_LEN_ERR
 IBV_WC_LOC_QP_OP_ERR: Final = c.WcStatus.LOC_QP_OP_ERR
+IBV_WC_LOC_EEC_OP_ERR: Final = c.WcStatus.LOC_EEC_OP_ERR
 IBV_WC_LOC_PROT_ERR: Final = c.WcStatus.LOC_PROT_ERR
 IBV_WC_WR_FLUSH_ERR: Final = c.WcStatus.WR_FLUSH_ERR
+IBV_WC_MW_BIND_ERR: Final = c.WcStatus.MW_BIND_ERR
+IBV_WC_BAD_RESP_ERR: Final = c.WcStatus.BAD_RESP_ERR
+IBV_WC_LOC_ACCESS_ERR: Final = c.WcStatus.LOC_ACCESS_ERR
 IBV_WC_REM_INV_REQ_ERR: Final = c.WcStatus.REM_INV_REQ_ERR
 IBV_WC_REM_ACCESS_ERR: Final = c.WcStatus.REM_ACCESS_ERR
 IBV_WC_REM_OP_ERR: Final = c.WcStatus.REM_OP_ERR
+IBV_WC_RETRY_EXC_ERR: Final = 12
+IBV_WC_RNR_RETRY_EXC_ERR: Final = 13
+IBV_WC_LOC_RDD_VIOL_ERR: Final = 14
+IBV_WC_REM_INV_RD_REQ_ERR: Final = 15
+IBV_WC_REM_ABORT_ERR: Final = 16
+IBV_WC_INV_EECN_ERR: Final = 17
+IBV_WC_INV_EEC_STATE_ERR: Final = 18
 IBV_WC_FATAL_ERR: Final = c.WcStatus.FATAL_ERR
+IBV_WC_RESP_TIMEOUT_ERR: Final = 20
 IBV_WC_GENERAL_ERR: Final = c.WcStatus.GENERAL_ERR
+IBV_WC_TM_ERR: Final = 22
+IBV_WC_TM_RNDV_INCOMPLETE: Final = 23
 
+# enum ibv_wc_opcode
 IBV_WC_SEND: Final = c.WC_SEND
 IBV_WC_RDMA_WRITE: Final = c.WC_RDMA_WRITE
 IBV_WC_RDMA_READ: Final = c.WC_RDMA_READ
+IBV_WC_COMP_SWAP: Final = 3
+IBV_WC_FETCH_ADD: Final = 4
+IBV_WC_BIND_MW: Final = 5
+IBV_WC_LOCAL_INV: Final = 6
+IBV_WC_TSO: Final = 7
+IBV_WC_ATOMIC_WRITE: Final = 9
 IBV_WC_RECV: Final = c.WC_RECV
+IBV_WC_RECV_RDMA_WITH_IMM: Final = 129
+IBV_WC_TM_ADD: Final = 130
+IBV_WC_TM_DEL: Final = 131
+IBV_WC_TM_SYNC: Final = 132
+IBV_WC_TM_RECV: Final = 133
+IBV_WC_TM_NO_TAG: Final = 134
+IBV_WC_DRIVER2: Final = 136
+IBV_WC_DRIVER3: Final = 137
 
+# enum ibv_wc_flags
+IBV_WC_GRH: Final = 1
+IBV_WC_WITH_IMM: Final = 2
+IBV_WC_IP_CSUM_OK: Final = 4
+IBV_WC_WITH_INV: Final = 8
+IBV_WC_TM_SYNC_REQ: Final = 16
+IBV_WC_TM_MATCH: Final = 32
+IBV_WC_TM_DATA_VALID: Final = 64
+
+# enum ibv_create_cq_wc_flags
+IBV_WC_EX_WITH_BYTE_LEN: Final = 1
+IBV_WC_EX_WITH_IMM: Final = 2
+IBV_WC_EX_WITH_QP_NUM: Final = 4
+IBV_WC_EX_WITH_SRC_QP: Final = 8
+IBV_WC_EX_WITH_SLID: Final = 16
+IBV_WC_EX_WITH_SL: Final = 32
+IBV_WC_EX_WITH_DLID_PATH_BITS: Final = 64
+IBV_WC_EX_WITH_COMPLETION_TIMESTAMP: Final = 128
+IBV_WC_EX_WITH_CVLAN: Final = 0x100
+IBV_WC_EX_WITH_FLOW_TAG: Final = 0x200
+IBV_WC_EX_WITH_TM_INFO: Final = 0x400
+IBV_WC_EX_WITH_COMPLETION_TIMESTAMP_WALLCLOCK: Final = 0x800
+
+# enum ibv_cq_init_attr_mask
+IBV_CQ_INIT_ATTR_MASK_FLAGS: Final = 1
+IBV_CQ_INIT_ATTR_MASK_PD: Final = 2
+
+# enum ibv_create_cq_attr_flags
+IBV_CREATE_CQ_ATTR_SINGLE_THREADED: Final = 1
+IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN: Final = 2
+
+# enum ibv_srq_type
+IBV_SRQT_BASIC: Final = 0
+IBV_SRQT_XRC: Final = 1
+IBV_SRQT_TM: Final = 2
+
+# enum ibv_srq_attr_mask
+IBV_SRQ_MAX_WR: Final = 1
+IBV_SRQ_LIMIT: Final = 2
+
+# enum ibv_srq_init_attr_mask
+IBV_SRQ_INIT_ATTR_TYPE: Final = 1
+IBV_SRQ_INIT_ATTR_PD: Final = 2
+IBV_SRQ_INIT_ATTR_XRCD: Final = 4
+IBV_SRQ_INIT_ATTR_CQ: Final = 8
+IBV_SRQ_INIT_ATTR_TM: Final = 16
+
+# enum ibv_qp_type
 IBV_QPT_RC: Final = c.QPT_RC
+IBV_QPT_UC: Final = 3
+IBV_QPT_UD: Final = 4
+IBV_QPT_RAW_PACKET: Final = 8
+IBV_QPT_XRC_SEND: Final = 9
+IBV_QPT_XRC_RECV: Final = 10
+IBV_QPT_DRIVER: Final = 255
 
-RDMA_PS_TCP: Final = 0x0106
-RAI_PASSIVE: Final = 0x1
+# enum ibv_qp_state
+IBV_QPS_RESET: Final = 0
+IBV_QPS_INIT: Final = 1
+IBV_QPS_RTR: Final = 2
+IBV_QPS_RTS: Final = 3
+IBV_QPS_SQD: Final = 4
+IBV_QPS_SQE: Final = 5
+IBV_QPS_ERR: Final = 6
+IBV_QPS_UNKNOWN: Final = 7
+
+# enum ibv_mig_state
+IBV_MIG_MIGRATED: Final = 0
+IBV_MIG_REARM: Final = 1
+IBV_MIG_ARMED: Final = 2
+
+# enum ibv_qp_attr_mask
+IBV_QP_STATE: Final = 1
+IBV_QP_CUR_STATE: Final = 2
+IBV_QP_EN_SQD_ASYNC_NOTIFY: Final = 4
+IBV_QP_ACCESS_FLAGS: Final = 8
+IBV_QP_PKEY_INDEX: Final = 16
+IBV_QP_PORT: Final = 32
+IBV_QP_QKEY: Final = 64
+IBV_QP_AV: Final = 128
+IBV_QP_PATH_MTU: Final = 0x100
+IBV_QP_TIMEOUT: Final = 0x200
+IBV_QP_RETRY_CNT: Final = 0x400
+IBV_QP_RNR_RETRY: Final = 0x800
+IBV_QP_RQ_PSN: Final = 0x1000
+IBV_QP_MAX_QP_RD_ATOMIC: Final = 0x2000
+IBV_QP_ALT_PATH: Final = 0x4000
+IBV_QP_MIN_RNR_TIMER: Final = 0x8000
+IBV_QP_SQ_PSN: Final = 0x10000
+IBV_QP_MAX_DEST_RD_ATOMIC: Final = 0x20000
+IBV_QP_PATH_MIG_STATE: Final = 0x40000
+IBV_QP_CAP: Final = 0x80000
+IBV_QP_DEST_QPN: Final = 0x100000
+IBV_QP_RATE_LIMIT: Final = 0x2000000
+
+# enum ibv_qp_init_attr_mask
+IBV_QP_INIT_ATTR_PD: Final = 1
+IBV_QP_INIT_ATTR_XRCD: Final = 2
+IBV_QP_INIT_ATTR_CREATE_FLAGS: Final = 4
+IBV_QP_INIT_ATTR_MAX_TSO_HEADER: Final = 8
+IBV_QP_INIT_ATTR_IND_TABLE: Final = 16
+IBV_QP_INIT_ATTR_RX_HASH: Final = 32
+IBV_QP_INIT_ATTR_SEND_OPS_FLAGS: Final = 64
+
+# enum ibv_qp_create_send_ops_flags
+IBV_QP_EX_WITH_RDMA_WRITE: Final = 1
+IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM: Final = 2
+IBV_QP_EX_WITH_SEND: Final = 4
+IBV_QP_EX_WITH_SEND_WITH_IMM: Final = 8
+IBV_QP_EX_WITH_RDMA_READ: Final = 16
+IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP: Final = 32
+IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD: Final = 64
+IBV_QP_EX_WITH_LOCAL_INV: Final = 128
+IBV_QP_EX_WITH_BIND_MW: Final = 0x100
+IBV_QP_EX_WITH_SEND_WITH_INV: Final = 0x200
+IBV_QP_EX_WITH_TSO: Final = 0x400
+IBV_QP_EX_WITH_ATOMIC_WRITE: Final = 0x1000
+
+# enum ibv_event_type
+IBV_EVENT_CQ_ERR: Final = 0
+IBV_EVENT_QP_FATAL: Final = 1
+IBV_EVENT_QP_REQ_ERR: Final = 2
+IBV_EVENT_QP_ACCESS_ERR: Final = 3
+IBV_EVENT_COMM_EST: Final = 4
+IBV_EVENT_SQ_DRAINED: Final = 5
+IBV_EVENT_PATH_MIG: Final = 6
+IBV_EVENT_PATH_MIG_ERR: Final = 7
+IBV_EVENT_DEVICE_FATAL: Final = 8
+IBV_EVENT_PORT_ACTIVE: Final = 9
+IBV_EVENT_PORT_ERR: Final = 10
+IBV_EVENT_LID_CHANGE: Final = 11
+IBV_EVENT_PKEY_CHANGE: Final = 12
+IBV_EVENT_SM_CHANGE: Final = 13
+IBV_EVENT_SRQ_ERR: Final = 14
+IBV_EVENT_SRQ_LIMIT_REACHED: Final = 15
+IBV_EVENT_QP_LAST_WQE_REACHED: Final = 16
+IBV_EVENT_CLIENT_REREGISTER: Final = 17
+IBV_EVENT_GID_CHANGE: Final = 18
+IBV_EVENT_WQ_FATAL: Final = 19
+IBV_EVENT_DEVICE_SPEED_CHANGE: Final = 20
+
+# link layers, and what a completion of an extended queue has as a rule
+IBV_LINK_LAYER_UNSPECIFIED: Final = 0
+IBV_LINK_LAYER_INFINIBAND: Final = 1
+IBV_LINK_LAYER_ETHERNET: Final = 2
+IBV_WC_STANDARD_FLAGS: Final = 127
+
+# enum rdma_cm_event_type
+RDMA_CM_EVENT_ADDR_RESOLVED: Final = 0
+RDMA_CM_EVENT_ADDR_ERROR: Final = 1
+RDMA_CM_EVENT_ROUTE_RESOLVED: Final = 2
+RDMA_CM_EVENT_ROUTE_ERROR: Final = 3
+RDMA_CM_EVENT_CONNECT_REQUEST: Final = 4
+RDMA_CM_EVENT_CONNECT_RESPONSE: Final = 5
+RDMA_CM_EVENT_CONNECT_ERROR: Final = 6
+RDMA_CM_EVENT_UNREACHABLE: Final = 7
+RDMA_CM_EVENT_REJECTED: Final = 8
+RDMA_CM_EVENT_ESTABLISHED: Final = 9
+RDMA_CM_EVENT_DISCONNECTED: Final = 10
+RDMA_CM_EVENT_DEVICE_REMOVAL: Final = 11
+RDMA_CM_EVENT_MULTICAST_JOIN: Final = 12
+RDMA_CM_EVENT_MULTICAST_ERROR: Final = 13
+RDMA_CM_EVENT_ADDR_CHANGE: Final = 14
+RDMA_CM_EVENT_TIMEWAIT_EXIT: Final = 15
+
+# enum rdma_port_space
+RDMA_PS_IPOIB: Final = 0x2
+RDMA_PS_TCP: Final = 0x106
+RDMA_PS_UDP: Final = 0x111
+RDMA_PS_IB: Final = 0x13F
+
+# rdma_getaddrinfo, rdma_set_option
+RAI_PASSIVE: Final = 1
+RAI_NUMERICHOST: Final = 2
+RAI_NOROUTE: Final = 4
+RAI_FAMILY: Final = 8
+RDMA_OPTION_ID: Final = 0
+RDMA_OPTION_ID_ACK_TIMEOUT: Final = 3
