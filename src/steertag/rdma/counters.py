@@ -30,3 +30,8 @@ class Counters:
     protocol_errors: int = 0
     terminates_sent: int = 0
     terminates_received: int = 0
+
+    def add(self, other: Counters) -> None:
+        """Add what another has counted."""
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from steertag.errors import os_error
+from steertag.rdma.counters import Counters
 from steertag.rdma.cq import CompletionQueue
 from steertag.rdma.memory import Region, StagTable
 from steertag.rdma.qp import MAX_SGE, QpCap, QueuePair
@@ -31,12 +32,16 @@ class Rnic:
     Args:
         randbits: `randbits(n)` gives n unguessable bits: where STags and offsets come from.
         limits: how much of everything there may be.
+
+    Attributes:
+        closed_counters: what queue pairs that are destroyed by now have counted.
     """
 
     def __init__(self, randbits: Callable[[int], int], limits: RnicLimits | None = None) -> None:
         self.limits = limits or RnicLimits()
         self.table = StagTable(randbits, self.limits.max_mr)
         self.qps: dict[int, QueuePair] = {}
+        self.closed_counters = Counters()
         self.pds: dict[int, set[object]] = {}
         self.async_events: deque[tuple[str, object]] = deque()
         self._next_qp = 1
@@ -108,5 +113,6 @@ class Rnic:
     def destroy_qp(self, qp: QueuePair) -> None:
         """Its requests are flushed first, where it was still connected."""
         qp.stream_lost("destroyed")
-        self.qps.pop(qp.qp_num, None)
+        if self.qps.pop(qp.qp_num, None) is not None:
+            self.closed_counters.add(qp.counters)
         self.pds[qp.pd].discard(qp)

@@ -84,6 +84,10 @@ class StreamDriver:
         return self._fd
 
     @property
+    def stream(self) -> Stream:
+        return self._stream
+
+    @property
     def deadline(self) -> float | None:
         return self.connection.deadline if self._linger_until is None else self._linger_until
 

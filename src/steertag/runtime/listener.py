@@ -34,6 +34,8 @@ class Listener:
     tap_for: asked for what sees the octets of each connection.
 
     Attributes:
+        socket: the listening socket.
+        backlog: as given.
         requests: connections whose Request is here, oldest first.
         refused: connections closed because the backlog was full.
     """
@@ -51,9 +53,9 @@ class Listener:
         self.deadline: float | None = None
         self.closed = False
         self._loop = loop
-        self._socket = socket
+        self.socket = socket
         self._fd = socket.fileno()
-        self._backlog = backlog
+        self.backlog = backlog
         self._timeout = timeout
         self._tap_for = tap_for
         self._half_open: dict[Connection, StreamDriver] = {}
@@ -74,7 +76,7 @@ class Listener:
     def pump(self) -> bool:
         for accepted in range(_ACCEPTS):
             try:
-                stream, _ = self._socket.accept()
+                stream, _ = self.socket.accept()
             except BlockingIOError:
                 return accepted > 0
             except ConnectionError:
@@ -86,7 +88,7 @@ class Listener:
                 self._loop.wait_on(self, 0)
                 return accepted > 0
             self._prune()
-            if len(self._half_open) + len(self.requests) >= self._backlog:
+            if len(self._half_open) + len(self.requests) >= self.backlog:
                 self.refused += 1
                 stream.close()
                 continue
@@ -107,7 +109,7 @@ class Listener:
             return
         self.closed = True
         self._loop.remove(self)
-        self._socket.close()
+        self.socket.close()
         for driver in [*self._half_open.values(), *(driver for _, driver in self.requests)]:
             driver.close()
         self._half_open.clear()

@@ -94,6 +94,10 @@ class Loop:
                 del self._events[handler.fileno()]
                 self._find_sole()
 
+    def handlers(self) -> list[Handler]:
+        """What is registered at this moment."""
+        return list(self._handlers.values())
+
     # -- running -------------------------------------------------------------------------------
 
     @property

@@ -212,7 +212,8 @@ class CMID(Managed):
         qp = self._make_qp()
         with loop.lock:
             connection = Connection.initiate(qp.core, offer, loop.clock(), timeout, loop.notify)
-            self._take(connection, StreamDriver(loop, connection, stream, tap=tap))
+            driver = StreamDriver(loop, connection, stream, tap=tap, tap_for=self.context.tap_for)
+            self._take(connection, driver)
         loop.wait_for(lambda: connection.state is not MpaState.WAIT_REPLY, None)
         if connection.state is not MpaState.ESTABLISHED:
             self._abandon()
@@ -239,7 +240,9 @@ class CMID(Managed):
         )
         self._listening.setblocking(False)
         _no_delay(self._listening)  # accepted streams inherit it
-        self._listener = Listener(self.context.loop, self._listening, backlog)
+        self._listener = Listener(
+            self.context.loop, self._listening, backlog, tap_for=self.context.tap_for
+        )
 
     def getsockname(self) -> tuple[str, int]:
         """Host and port that a listener listens on (`rdma_get_local_addr`)."""
@@ -281,7 +284,7 @@ class CMID(Managed):
         _no_delay(stream)
         loop = self.context.loop
         with loop.lock:
-            connection, driver = respond(loop, stream, loop.notify, timeout)
+            connection, driver = respond(loop, stream, loop.notify, timeout, self.context.tap_for)
             self._take(connection, driver)
         loop.wait_for(lambda: connection.state is not MpaState.WAIT_REQUEST, None)
         if connection.state is not MpaState.REQUESTED:

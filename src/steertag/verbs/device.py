@@ -38,6 +38,15 @@ class Managed:
         if parent is not None:
             parent._children.append(self)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def children(self) -> tuple[Managed, ...]:
+        """What was made from it and is not closed yet, oldest first."""
+        return tuple(self._children)
+
     def close(self) -> None:
         """Give the object back. Closing twice is allowed. Raises OSError EBUSY while it is used."""
         if self._closed:
