@@ -6,7 +6,8 @@ was made from it.
 
 from steertag.rdma.constants import WcStatus
 from steertag.rdma.counters import Counters
-from steertag.verbs.cmid import CMID, AddrInfo, ConnectError, ConnParam
+from steertag.verbs.cmid import CMID, AddrInfo, ConnectError
+from steertag.verbs.conn_param import ConnParam
 from steertag.verbs.cq import CQ, WC, CompChannel
 from steertag.verbs.device import PD, Context, Device, get_device_list
 from steertag.verbs.enums import *  # noqa: F403

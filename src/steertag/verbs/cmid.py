@@ -8,17 +8,13 @@ from __future__ import annotations
 import errno
 import socket as host
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from steertag.errors import os_error
 from steertag.rdma.connection import (
-    DEFAULT_IRD,
-    DEFAULT_ORD,
     REPLY_TIMEOUT,
     REQUEST_TIMEOUT,
     Connection,
-    Offer,
 )
 from steertag.rdma.constants import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND
 from steertag.rdma.cq import WC
@@ -27,12 +23,12 @@ from steertag.rdma.wr import SGE, RecvWR, SendWR
 from steertag.runtime.driver import StreamDriver, Tap
 from steertag.runtime.listener import Listener, respond
 from steertag.runtime.stream import Stream
+from steertag.verbs.conn_param import ConnParam
 from steertag.verbs.cq import CQ
 from steertag.verbs.device import PD, Context, Managed
 from steertag.verbs.enums import RAI_PASSIVE, RDMA_PS_TCP
 from steertag.verbs.mr import MR
 from steertag.verbs.qp import QP, QPInitAttr
-from steertag.wire import mpa
 
 if TYPE_CHECKING:
     from steertag.socket import socket as Socket  # noqa: N812
@@ -62,37 +58,6 @@ class ConnectError(OSError):
         super().__init__(_ERRNO_OF.get(connection.code, errno.EPROTO), connection.reason)
         self.code = connection.code
         self.private_data = connection.private_data
-
-
-@dataclass
-class ConnParam:
-    """`struct rdma_conn_param`, and what iWARP adds to it.
-
-    Attributes:
-        responder_resources: Read Requests of the peer taken at once (IRD).
-        initiator_depth: Read Requests made at once (ORD).
-        private_data: octets for the peer, at most 508; towards Linux's siw at most 251.
-        crc: ask for CRC32C; it is in use as soon as one side asks.
-        mpa_revision: 2, or 1 for a peer that knows no other.
-        max_ulpdu: octets of a ULPDU sent at most; some hardware takes no more than 16 KiB.
-    """
-
-    responder_resources: int = DEFAULT_IRD
-    initiator_depth: int = DEFAULT_ORD
-    private_data: bytes = b""
-    crc: bool = True
-    mpa_revision: int = 2
-    max_ulpdu: int = mpa.MAX_ULPDU - 1
-
-    def offer(self) -> Offer:
-        return Offer(
-            private_data=self.private_data,
-            crc=self.crc,
-            ird=self.responder_resources,
-            ord=self.initiator_depth,
-            revision=self.mpa_revision,
-            max_ulpdu=self.max_ulpdu,
-        )
 
 
 class AddrInfo:
