@@ -88,6 +88,7 @@ class Connection:
 
     Attributes:
         state: an `MpaState`.
+        on_change: as given; whoever takes a responder's Request sets its own.
         private_data: the peer's, once its frame is here.
         reason: why the set-up ended without a connection; a sentence's end.
         code: one word for it: rejected, timeout, garbled, closed, lost, revision, markers.
@@ -111,7 +112,7 @@ class Connection:
         self.peer_ird = self.peer_ord = 0
         self.revision = 2
         self.crc = False
-        self._on_change = on_change
+        self.on_change = on_change
         self._out = b""
         self._offer: Offer | None = None
         self._frame: mpa.StartFrame | None = None
@@ -269,8 +270,8 @@ class Connection:
 
     def _changed(self) -> None:
         self.deadline = None if self.state is not MpaState.REQUESTED else self.deadline
-        if self._on_change is not None:
-            self._on_change()
+        if self.on_change is not None:
+            self.on_change()
 
     def _fail(self, code: str, reason: str) -> None:
         if self.state is MpaState.ESTABLISHED:

@@ -45,6 +45,9 @@ class StreamDriver:
     stream: connected; put into blocking mode, closed at the end.
     tap: sees every octet, where one is given (this costs a copy).
     tap_for: asked for a tap where none is given.
+
+    Attributes:
+        on_close: called once when the stream has been closed, where somebody set it.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class StreamDriver:
     ) -> None:
         self.connection = connection
         self.closed = False
+        self.on_close: Callable[[], None] | None = None
         self._loop = loop
         self._stream = stream
         self._tap = tap_for(stream) if tap is None and tap_for is not None else tap
@@ -176,6 +180,8 @@ class StreamDriver:
         self._stream.close()
         self.connection.engine.stream_lost("closed")
         self._loop.notify()
+        if self.on_close is not None:
+            self.on_close()
 
     # -- inside --------------------------------------------------------------------------------
 

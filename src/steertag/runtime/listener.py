@@ -38,6 +38,7 @@ class Listener:
         backlog: as given.
         requests: connections whose Request is here, oldest first.
         refused: connections closed because the backlog was full.
+        on_requests: called after `requests` has changed, where somebody set it; not for `take`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Listener:
     ) -> None:
         self.requests: deque[tuple[Connection, StreamDriver]] = deque()
         self.refused = 0
+        self.on_requests: Callable[[], None] | None = None
         self.deadline: float | None = None
         self.closed = False
         self._loop = loop
@@ -126,10 +128,15 @@ class Listener:
                 del self._half_open[connection]
                 self.requests.append((connection, driver))
                 self._loop.notify()
+        self._prune()
+        if self.on_requests is not None:
+            self.on_requests()
 
     def _prune(self) -> None:
         self._half_open = {c: d for c, d in self._half_open.items() if not d.closed}
-        self.requests = deque((c, d) for c, d in self.requests if not d.closed)
+        self.requests = deque(
+            (c, d) for c, d in self.requests if c.state is MpaState.REQUESTED and not d.closed
+        )
 
 
 def respond(

@@ -61,6 +61,8 @@ class Loop:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.closed = False
+        self.polled = False
+        """Somebody waits on `fileno()` and for `deadline`: it is readable when that changes."""
         self.waits = 0
 
     # -- handlers ------------------------------------------------------------------------------
@@ -99,6 +101,19 @@ class Loop:
         return list(self._handlers.values())
 
     # -- running -------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Readable where `run_once` would find something; for another loop to wait on."""
+        return self._epoll.fileno()
+
+    @property
+    def deadline(self) -> float | None:
+        """When `run_once` is to be called at the latest; None where that depends on no time."""
+        with self.lock:
+            return min(
+                (h.deadline for h in self._handlers.values() if h.deadline is not None),
+                default=None,
+            )
 
     @property
     def threaded(self) -> bool:
@@ -166,7 +181,7 @@ class Loop:
 
     def wake(self) -> None:
         """Make a thread that sleeps in `run_once` look again."""
-        if self._thread is not None and not self.closed:
+        if (self._thread is not None or self.polled) and not self.closed:
             os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
@@ -195,10 +210,10 @@ class Loop:
             self.run_once(None)
 
     def _until_deadline(self, timeout: float | None) -> float | None:
-        deadlines = [h.deadline for h in self._handlers.values() if h.deadline is not None]
-        if not deadlines:
+        deadline = self.deadline
+        if deadline is None:
             return timeout
-        left = max(0.0, min(deadlines) - self.clock())
+        left = max(0.0, deadline - self.clock())
         return left if timeout is None else min(timeout, left)
 
     def _fire_timers(self) -> None:
