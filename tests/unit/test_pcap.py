@@ -110,7 +110,7 @@ def test_sequence_numbers_that_wrap_reassemble() -> None:
         octets = bytearray(packet.octets)
         (seq,) = struct.unpack_from("!I", octets, 38)
         struct.pack_into("!I", octets, 38, (seq - 2000) & 0xFFFFFFFF)
-        return Packet(packet.time, bytes(octets), packet.length, packet.linktype)
+        return Packet(packet.time_ns, bytes(octets), packet.length, packet.linktype)
 
     assert tcp_streams(rebuilt([shifted(packet) for packet in packets])) == [WHOLE]
 
@@ -126,7 +126,7 @@ def test_a_lost_packet_ends_the_stream_there() -> None:
 def test_a_packet_cut_by_the_snap_length_ends_the_stream_there() -> None:
     packets = packets_of(capture(mss=200, close=False))
     last = packets[-1]
-    packets[-1] = Packet(last.time, last.octets[:-3], last.length, last.linktype)
+    packets[-1] = Packet(last.time_ns, last.octets[:-3], last.length, last.linktype)
     (stream,) = tcp_streams(rebuilt(packets))
     assert (stream.sent, stream.complete) == (WHOLE.sent[:-3], False)
 
@@ -138,7 +138,7 @@ def test_a_second_connection_between_the_same_ports_is_its_own() -> None:
         octets = bytearray(packet.octets)
         (seq,) = struct.unpack_from("!I", octets, 38)
         struct.pack_into("!I", octets, 38, seq + 100_000)
-        return Packet(packet.time, bytes(octets), packet.length, packet.linktype)
+        return Packet(packet.time_ns, bytes(octets), packet.length, packet.linktype)
 
     assert tcp_streams(rebuilt(packets + [later(packet) for packet in packets])) == [WHOLE, WHOLE]
 
@@ -151,7 +151,7 @@ def test_a_capture_that_begins_in_mid_connection_reads_from_there() -> None:
 
 def test_raw_ip_captures_read_like_ethernet_ones() -> None:
     packets = [
-        Packet(packet.time, packet.octets[14:], packet.length - 14, 101)
+        Packet(packet.time_ns, packet.octets[14:], packet.length - 14, 101)
         for packet in packets_of(capture())
     ]
     assert tcp_streams(rebuilt(packets)) == [WHOLE]
@@ -166,7 +166,7 @@ def test_both_byte_orders_and_both_units_of_time_are_read(
 ) -> None:
     octets = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 65535, 1)
     octets += struct.pack(order + "IIII", 7, fraction, 3, 9) + b"abc"
-    assert packets_of(octets) == [Packet(7.25, b"abc", 9, 1)]
+    assert packets_of(octets) == [Packet(7_250_000_000, b"abc", 9, 1)]
 
 
 def test_time_stamps_are_the_clocks() -> None:

@@ -5,39 +5,49 @@ privileges. `StreamTap` therefore makes packets of the octets that a connection 
 Ethernet, IPv4 and TCP headers with right sequence numbers and checksums, which Wireshark
 reassembles like any others. Their boundaries are the tap's, not those of the real segments.
 
-`read_pcap` and `tcp_streams` are the way back, for captures of whatever origin.
-
-The file format is that of libpcap 2.4 (draft-ietf-opsawg-pcap), microseconds or nanoseconds, of
-either byte order.
+`read_pcap` and `tcp_streams` are the way back, for captures of whatever origin
+(`steertag.observe.capture` says which). What is written is libpcap 2.4 with microseconds.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from types import TracebackType
-from typing import BinaryIO, Final, NamedTuple, Self
+from typing import BinaryIO, Final, Self
 
-from steertag.errors import WireError
+from steertag.observe.capture import MAX_SNAPLEN, Packet, PathOrFile, read_capture
+from steertag.observe.packet import (
+    LINKTYPE_ETHERNET,
+    LINKTYPE_RAW,
+    SYN,
+    Endpoint,
+    Segment,
+    endpoints,
+    tcp_segment_untrusted,
+)
+
+__all__ = [
+    "LINKTYPE_ETHERNET",
+    "LINKTYPE_RAW",
+    "MAX_SNAPLEN",
+    "Endpoint",
+    "Packet",
+    "PcapWriter",
+    "StreamTap",
+    "TcpStream",
+    "read_pcap",
+    "tcp_streams",
+]
 
 Buffer = bytes | bytearray | memoryview
-PathOrFile = str | os.PathLike[str] | BinaryIO
-
-LINKTYPE_ETHERNET: Final = 1
-LINKTYPE_RAW: Final = 101
-MAX_SNAPLEN: Final = 262_144
-"""The most octets of one packet that a capture may hold (libpcap's limit)."""
 
 _MICROSECONDS: Final = 0xA1B2C3D4
-_NANOSECONDS: Final = 0xA1B23C4D
-_FILE_FIELDS: Final = "IHHiIII"  # magic, version 2.4, zone, sigfigs, snaplen, link type
-_FILE_HEADER: Final = struct.Struct("<" + _FILE_FIELDS)
-_RECORD_FIELDS: Final = "IIII"  # seconds, fraction, octets captured, octets on the wire
-_RECORD: Final = struct.Struct("<" + _RECORD_FIELDS)
+_FILE_HEADER: Final = struct.Struct("<IHHiIII")
+_RECORD: Final = struct.Struct("<IIII")  # seconds, fraction, octets captured, octets on the wire
 
 _ETHERNET: Final = struct.Struct("!6s6sH")
 _ETHERTYPE_IPV4: Final = 0x0800
@@ -46,20 +56,11 @@ _TCP: Final = struct.Struct("!HHIIBBHHH")
 _PSEUDO: Final = struct.Struct("!4s4sBBH")
 _PROTO_TCP: Final = 6
 _DONT_FRAGMENT: Final = 0x4000
-_FRAGMENT_MASK: Final = 0x3FFF  # more fragments, and the offset
 _FIN: Final = 0x01
-_SYN: Final = 0x02
 _PSH: Final = 0x08
 _ACK: Final = 0x10
 _SEQ_MASK: Final = 0xFFFFFFFF
 _MAX_MSS: Final = 0xFFFF - _IPV4.size - _TCP.size
-
-
-class Endpoint(NamedTuple):
-    """An IPv4 address in dotted form and a TCP port."""
-
-    host: str
-    port: int
 
 
 def _internet_checksum(*parts: Buffer) -> int:
@@ -185,8 +186,8 @@ class StreamTap:
         if not initiator:
             first, second = second, first
         options = self._SYN_OPTIONS.pack(2, 4, mss, 1, 3, 3, 14)
-        self._packet(first, second, _SYN, options=options)
-        self._packet(second, first, _SYN | _ACK, options=options)
+        self._packet(first, second, SYN, options=options)
+        self._packet(second, first, SYN | _ACK, options=options)
         self._packet(first, second, _ACK)
 
     def sent(self, octets: Buffer) -> None:
@@ -227,73 +228,14 @@ class StreamTap:
         ethernet = _ETHERNET.pack(sink.mac, source.mac, _ETHERTYPE_IPV4)
         self._writer.write_packet(ethernet, ip, tcp, options, payload)
         self._ip_id = (self._ip_id + 1) & 0xFFFF
-        used = len(payload) + (1 if flags & (_SYN | _FIN) else 0)
+        used = len(payload) + (1 if flags & (SYN | _FIN) else 0)
         source.snd_nxt = (source.snd_nxt + used) & _SEQ_MASK
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class Packet:
-    """One record of a capture.
-
-    Attributes:
-        time: seconds since the epoch.
-        octets: what was captured.
-        length: octets that the packet had on the wire; more than `octets` holds if it was cut.
-        linktype: what `octets` begins with, e.g. `LINKTYPE_ETHERNET`.
-    """
-
-    time: float
-    octets: bytes
-    length: int
-    linktype: int
-
-
-@contextmanager
-def _opened(source: PathOrFile) -> Iterator[BinaryIO]:
-    if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
-            yield file
-    else:
-        yield source
-
-
-def read_pcap(source: PathOrFile) -> Iterator[Packet]:
-    """The packets of a capture, given by its path or as a binary file.
-
-    Raises WireError for octets that are no capture, and where a record ends too early; OSError
-    for a path that cannot be read.
-    """
-    with _opened(source) as file:
-        head = file.read(_FILE_HEADER.size)
-        if len(head) < _FILE_HEADER.size:
-            raise WireError(f"capture: {len(head)} octets, too few for a file header")
-        order, unit = _byte_order(head)
-        linktype = struct.unpack(order + _FILE_FIELDS, head)[6] & 0xFFFF
-        record = struct.Struct(order + _RECORD_FIELDS)
-        while head := file.read(record.size):
-            if len(head) < record.size:
-                raise WireError("capture: the last record's header is cut short")
-            seconds, fraction, captured, length = record.unpack(head)
-            if captured > MAX_SNAPLEN:
-                raise WireError(f"capture: a record of {captured} octets")
-            octets = file.read(captured)
-            if len(octets) < captured:
-                raise WireError(f"capture: a record of {captured} octets ends after {len(octets)}")
-            yield Packet(seconds + fraction * unit, octets, length, linktype)
-
-
-def _byte_order(head: bytes) -> tuple[str, float]:
-    """The byte order of a capture and the seconds in one of its fractions."""
-    for order in "<>":
-        (magic,) = struct.unpack_from(order + "I", head)
-        if magic == _MICROSECONDS:
-            return order, 1e-6
-        if magic == _NANOSECONDS:
-            return order, 1e-9
-    raise WireError(f"capture: magic number {head[:4].hex()} is not libpcap's")
+read_pcap = read_capture
 
 
 @dataclass(slots=True, frozen=True)
@@ -316,72 +258,29 @@ class TcpStream:
     complete: bool
 
 
-@dataclass(slots=True, frozen=True)
-class _Segment:
-    source: Endpoint
-    sink: Endpoint
-    seq: int
-    syn: bool
-    payload: bytes
-    length: int  # octets of payload on the wire
-
-
 def tcp_streams(source: PathOrFile) -> list[TcpStream]:
     """The TCP connections of a capture, in the order of their first packets.
 
     Segments are put in order by sequence number; of octets sent again, the first copy counts.
     Checksums are not verified (a capture of a sender with checksum offload has none). Packets
-    other than TCP over IPv4, and IP fragments, are passed over.
+    other than TCP, and IP fragments, are passed over.
 
     Raises as `read_pcap` does.
     """
     found: list[_Connection] = []
     current: dict[frozenset[Endpoint], _Connection] = {}
     for packet in read_pcap(source):
-        segment = _tcp_segment_untrusted(packet)
-        if segment is None:
+        segment = tcp_segment_untrusted(packet)
+        if not isinstance(segment, Segment):
             continue
-        key = frozenset((segment.source, segment.sink))
+        sender, receiver = endpoints(segment.key)
+        key = frozenset((sender, receiver))
         connection = current.get(key)
-        if connection is None or connection.is_superseded_by(segment):
-            connection = current[key] = _Connection(segment.source, segment.sink)
+        if connection is None or connection.is_superseded_by(sender, segment):
+            connection = current[key] = _Connection(sender, receiver)
             found.append(connection)
-        connection.add(segment)
+        connection.add(sender, segment)
     return [connection.stream() for connection in found]
-
-
-def _tcp_segment_untrusted(packet: Packet) -> _Segment | None:
-    """The TCP segment in a packet, or None if there is none that can be read."""
-    octets = packet.octets
-    at = 0
-    if packet.linktype == LINKTYPE_ETHERNET:
-        if len(octets) < _ETHERNET.size or octets[12:14] != b"\x08\x00":
-            return None
-        at = _ETHERNET.size
-    elif packet.linktype != LINKTYPE_RAW:
-        return None
-    if len(octets) < at + _IPV4.size:
-        return None
-    first, _, total, _, fragment, _, protocol, _, src, dst = _IPV4.unpack_from(octets, at)
-    tcp_at = at + (first & 0x0F) * 4
-    if first >> 4 != 4 or protocol != _PROTO_TCP or fragment & _FRAGMENT_MASK:
-        return None
-    if tcp_at < at + _IPV4.size or len(octets) < tcp_at + _TCP.size:
-        return None
-    sport, dport, seq, _, offset, flags, _, _, _ = _TCP.unpack_from(octets, tcp_at)
-    payload_at = tcp_at + (offset >> 4) * 4
-    # A frame of a segmentation offload can be larger than the field holds: then it is 0.
-    end = at + total if total else packet.length
-    if payload_at < tcp_at + _TCP.size or end < payload_at:
-        return None
-    return _Segment(
-        source=Endpoint(str(IPv4Address(src)), sport),
-        sink=Endpoint(str(IPv4Address(dst)), dport),
-        seq=seq,
-        syn=bool(flags & _SYN),
-        payload=octets[payload_at:end],
-        length=end - payload_at,
-    )
 
 
 @dataclass(slots=True)
@@ -394,16 +293,17 @@ class _Direction:
     last: int = 0  # offset of the segment seen last
     end: int = 0  # offset behind the last octet seen on the wire
 
-    def add(self, segment: _Segment) -> None:
+    def add(self, segment: Segment) -> None:
         seq = segment.seq
-        if segment.syn:
+        syn = bool(segment.flags & SYN)
+        if syn:
             seq = (seq + 1) & _SEQ_MASK
         if self.base is None:
             self.base = self.last = self.end = seq
         # The distance from the segment before, as a signed 32-bit number.
         distance = ((seq - self.last + 0x80000000) & _SEQ_MASK) - 0x80000000
         self.last += distance
-        if segment.syn:
+        if syn:
             self.syn_seen = True
             self.base = self.last
         elif not self.syn_seen:
@@ -433,15 +333,17 @@ class _Connection:
         self._server = server
         self._directions = {client: _Direction(), server: _Direction()}
 
-    def is_superseded_by(self, segment: _Segment) -> bool:
+    def is_superseded_by(self, source: Endpoint, segment: Segment) -> bool:
         """Whether the segment opens a new connection between the same ports."""
-        base = self._directions[segment.source].base
+        base = self._directions[source].base
         return (
-            segment.syn and base is not None and base & _SEQ_MASK != (segment.seq + 1) & _SEQ_MASK
+            bool(segment.flags & SYN)
+            and base is not None
+            and base & _SEQ_MASK != (segment.seq + 1) & _SEQ_MASK
         )
 
-    def add(self, segment: _Segment) -> None:
-        self._directions[segment.source].add(segment)
+    def add(self, source: Endpoint, segment: Segment) -> None:
+        self._directions[source].add(segment)
 
     def stream(self) -> TcpStream:
         sent, sent_whole = self._directions[self._client].assemble()
