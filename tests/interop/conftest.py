@@ -1,0 +1,23 @@
+"""The guest with siw, booted once for all tests that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.interop.guest.build import build
+from tests.interop.guest.machine import Guest
+
+
+@pytest.fixture(scope="session")
+def booted_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    with Guest(build(), tmp_path_factory.mktemp("guest")) as guest:
+        yield guest
+
+
+@pytest.fixture
+def guest(booted_guest: Guest) -> Guest:
+    """The guest, with siw's own parameters."""
+    booted_guest.set_siw()
+    return booted_guest
