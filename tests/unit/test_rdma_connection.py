@@ -100,8 +100,8 @@ def test_ird_and_ord_are_limited_on_both_sides(
         offer=Offer(ird=client[0], ord=client[1]), answer=Offer(ird=server[0], ord=server[1])
     )
     assert joined.client.qp.tx.ord == client_ord
-    assert joined.client.qp.rx.ird == client[0]
-    assert (joined.server.qp.rx.ird, joined.server.qp.tx.ord) == (server_ird, server_ord)
+    assert joined.client.qp.inbound.ird == client[0]
+    assert (joined.server.qp.inbound.ird, joined.server.qp.tx.ord) == (server_ird, server_ord)
     answer = mpa.StartFrame.parse(bytes(joined.octets[1]))
     assert answer is not None
     words = mpa.Enhanced.parse(answer.private_data)
@@ -146,8 +146,8 @@ def test_a_revision_1_request_is_answered_in_revision_1_without_words() -> None:
     assert (sent.revision, sent.enhanced, sent.private_data) == (1, False, b"old")
     assert (answer.revision, answer.enhanced, answer.private_data) == (1, False, b"too")
     # Nothing is negotiated: each side keeps its own numbers.
-    assert (joined.client.qp.tx.ord, joined.client.qp.rx.ird) == (9, 8)
-    assert (joined.server.qp.tx.ord, joined.server.qp.rx.ird) == (4, 3)
+    assert (joined.client.qp.tx.ord, joined.client.qp.inbound.ird) == (9, 8)
+    assert (joined.server.qp.tx.ord, joined.server.qp.inbound.ird) == (4, 3)
 
 
 def test_revision_1_has_room_for_512_octets_of_private_data() -> None:
@@ -217,7 +217,7 @@ def test_a_rejection_carries_private_data() -> None:
     assert active.code == "rejected"
     assert active.private_data == b"not today"
     assert active.closing
-    assert client.qp.state is QpState.IDLE
+    assert client.qp.state is QpState.INIT
 
 
 @pytest.mark.parametrize("revision", [0, 3, 255])
@@ -288,7 +288,7 @@ def test_a_garbled_reply_ends_the_set_up(octets: bytes) -> None:
     mirrored = {mpa.KEY_REQUEST: mpa.KEY_REPLY, mpa.KEY_REPLY: mpa.KEY_REQUEST}
     feed(end, mirrored.get(octets[:16], octets[:16]) + octets[16:])
     assert (connection.state, connection.code) == (MpaState.FAILED, "garbled")
-    assert end.qp.state is QpState.IDLE
+    assert end.qp.state is QpState.INIT
 
 
 @pytest.mark.parametrize("have", [0, 1, 19, 20, 23])

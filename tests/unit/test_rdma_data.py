@@ -382,12 +382,12 @@ def test_a_full_receive_queue_is_enomem() -> None:
 
 def test_posting_to_a_queue_pair_that_is_not_connected_is_einval() -> None:
     end = End()
-    with pytest.raises(OSError, match="IDLE"):
+    with pytest.raises(OSError, match="INIT"):
         end.write(end.region, 0, 0, 1)
     end.recv((0, 1))  # receives may be posted before
 
 
-@pytest.mark.parametrize("opcode", [1, 3, 5, 99, -1])
+@pytest.mark.parametrize("opcode", [10, 99, -1])
 def test_an_opcode_that_iwarp_does_not_have_here_is_einval(opcode: int) -> None:
     end = lone()
     with pytest.raises(OSError, match="opcode"):

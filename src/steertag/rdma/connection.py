@@ -190,7 +190,7 @@ class Connection:
             ord_ = min(ord_, self.peer_ird)
             words = mpa.Enhanced(ird=ird, ord=ord_).emit()
         reply = self._reply(words + offer.private_data, crc=crc)
-        if qp.state is not QpState.IDLE:
+        if qp.state is not QpState.INIT:
             self._fail("lost", "the queue pair has ended")
             return
         self._step(MpaEvent.ACCEPT)
@@ -333,7 +333,7 @@ class Connection:
         if frame.enhanced:
             ord_ = min(ord_, self.peer_ird)
         assert self.qp is not None
-        if self.qp.state is not QpState.IDLE:
+        if self.qp.state is not QpState.INIT:
             self._fail("lost", "the queue pair has ended")
             return
         self._step(MpaEvent.REPLY_RECEIVED)

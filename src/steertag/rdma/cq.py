@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 
+from steertag.errors import os_error
 from steertag.rdma.constants import WcStatus
 
 
@@ -18,10 +20,22 @@ class WC:
         byte_len: octets received or read.
         qp_num: the QP it happened on.
         vendor_err: a Terminate's control word (layer, etype, code) where one was the cause.
-        wc_flags: none are in use yet: 0.
+        wc_flags: WC_FLAG_WITH_IMM, WC_FLAG_WITH_INV.
+        imm_data: the peer's 32 bits of immediate data, where the flag says so.
+        invalidated_rkey: the STag that the peer's Send invalidated, where the flag says so.
     """
 
-    __slots__ = ("byte_len", "opcode", "qp_num", "status", "vendor_err", "wc_flags", "wr_id")
+    __slots__ = (
+        "byte_len",
+        "imm_data",
+        "invalidated_rkey",
+        "opcode",
+        "qp_num",
+        "status",
+        "vendor_err",
+        "wc_flags",
+        "wr_id",
+    )
 
     def __init__(
         self,
@@ -32,6 +46,8 @@ class WC:
         qp_num: int,
         vendor_err: int = 0,
         wc_flags: int = 0,
+        imm_data: int = 0,
+        invalidated_rkey: int = 0,
     ) -> None:
         self.wr_id = wr_id
         self.status = status
@@ -40,6 +56,8 @@ class WC:
         self.qp_num = qp_num
         self.vendor_err = vendor_err
         self.wc_flags = wc_flags
+        self.imm_data = imm_data
+        self.invalidated_rkey = invalidated_rkey
 
     def __repr__(self) -> str:
         return (
@@ -92,6 +110,12 @@ class CompletionQueue:
             self._armed = False
             if self._on_event is not None:
                 self._on_event()
+
+    def resize(self, depth: int) -> None:
+        """`ibv_resize_cq`. Raises OSError EINVAL below what is in it."""
+        if depth < max(1, len(self.entries)):
+            raise os_error(errno.EINVAL, f"{len(self.entries)} completions are in the queue")
+        self.depth = depth
 
     def poll(self, limit: int) -> list[WC]:
         """Take at most `limit` completions, oldest first."""

@@ -7,7 +7,8 @@ domain, access right, bounds (RFC 5042 section 6).
 from __future__ import annotations
 
 import errno
-from collections import deque
+import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -15,20 +16,33 @@ from steertag.errors import ProtocolError, os_error
 from steertag.rdma.constants import (
     ACCESS_KNOWN,
     ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
+    ACCESS_REMOTE,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_INVALIDATE,
     ACCESS_REMOTE_READ,
     ACCESS_REMOTE_WRITE,
+    ACCESS_ZERO_BASED,
+    MW_TYPE_1,
+    MW_TYPE_2,
 )
 from steertag.wire import ddp, rdmap
 
 Buffer = bytes | bytearray | memoryview
 
-STAG_BITS: Final = 32
+KEY_BITS: Final = 8
+INDEX_BITS: Final = 24
+"""An STag is an index of the device's and a key (RFC 5040 section 4, iWARP verbs)."""
+_KEY_MASK: Final = (1 << KEY_BITS) - 1
 _RETIRED: Final = 64
-"""STags of regions deregistered last that are not given out again yet."""
-_RTR_STAG: Final = 1
+"""Indices of regions deregistered last that are not given out again yet."""
+_REMEMBERED: Final = 65536
+"""Indices whose last key is remembered, so that it changes when they are given out again."""
 _BASE_BITS: Final = 45
 _PAGE: Final = 4096
 _TO_END: Final = 1 << 64
+ATOMIC_LEN: Final = 8
+"""Octets that an atomic operation works on."""
 
 
 class Region:
@@ -38,14 +52,15 @@ class Region:
         stag: its steering tag: lkey and rkey at once, as on every iWARP device.
         pd: number of the protection domain it belongs to.
         access: granted rights, `ACCESS_*`.
-        base: tagged offset of its first octet. Not the buffer's address: that is nobody's business
-            on the network.
+        base: tagged offset of its first octet. Not the buffer's address unless the owner wants it
+            so: that is nobody's business on the network.
         length: octets.
         view: the buffer, flat; holding it pins the buffer (it can't be resized or closed).
         valid: False once it is deregistered.
+        windows: memory windows that are bound to it.
     """
 
-    __slots__ = ("access", "base", "length", "pd", "stag", "valid", "view")
+    __slots__ = ("access", "base", "length", "pd", "stag", "valid", "view", "windows")
 
     def __init__(self, stag: int, pd: int, access: int, base: int, view: memoryview) -> None:
         self.stag = stag
@@ -55,6 +70,54 @@ class Region:
         self.length = len(view)
         self.view = view
         self.valid = True
+        self.windows: set[Window] = set()
+
+
+class Window:
+    """A memory window: a part of a region, with an STag and rights of its own for the peer.
+
+    Attributes:
+        stag: its steering tag (rkey). Type 1 gets another with each bind, type 2 another key.
+        pd: number of the protection domain it belongs to.
+        kind: MW_TYPE_1 (for every queue pair of the domain) or MW_TYPE_2 (for the one that bound
+            it; the peer's Send with Invalidate ends it).
+        region: what it is bound to; None while it is not.
+        qp_num: the queue pair that bound it.
+        access, base, length, view: as a `Region`'s, of the part it is bound to.
+    """
+
+    __slots__ = ("access", "base", "kind", "length", "pd", "qp_num", "region", "stag", "view")
+
+    def __init__(self, stag: int, pd: int, kind: int) -> None:
+        self.stag = stag
+        self.pd = pd
+        self.kind = kind
+        self.region: Region | None = None
+        self.qp_num = 0
+        self.access = 0
+        self.base = 0
+        self.length = 0
+        self.view = memoryview(b"")
+
+
+class WindowBind(NamedTuple):
+    """What a bind asks for (`struct ibv_mw_bind_info`, and the new STag).
+
+    Attributes:
+        window: what is bound.
+        stag: its STag from then on: `StagTable.next_window_stag` for type 1; for type 2 the
+            caller's choice of key, with the window's own index.
+        region: to what; None (or no octets) unbinds a window of type 1.
+        addr, length: which octets, by the region's tagged offsets.
+        access: rights granted through the window: remote ones, and ACCESS_ZERO_BASED.
+    """
+
+    window: Window
+    stag: int
+    region: Region | None
+    addr: int = 0
+    length: int = 0
+    access: int = 0
 
 
 def flat_view(buffer: object) -> memoryview:
@@ -110,62 +173,218 @@ _READ: Final = _Access(
     wrap=rdmap.P_TO_WRAP,
     bounds=rdmap.P_BASE_BOUNDS,
 )
+_ATOMIC: Final = _READ._replace(name="remote atomic", right=ACCESS_REMOTE_ATOMIC)
 
 
 class StagTable:
-    """The regions of one RNIC by STag.
+    """The regions and memory windows of one RNIC by STag.
 
     Args:
         randbits: `randbits(n)` gives n unguessable bits (RFC 5042 section 6.1: a peer must not be
             able to predict an STag).
-        limit: regions that may be registered at once.
+        limit: regions that may be registered at once, and as many windows.
     """
 
     def __init__(self, randbits: Callable[[int], int], limit: int = 65536) -> None:
         self._randbits = randbits
         self._limit = limit
         self.regions: dict[int, Region] = {}
-        self._retired: deque[int] = deque(maxlen=_RETIRED)
+        self.windows: dict[int, Window] = {}
+        """Windows that are bound, by STag. Apart from the regions: no local element names one."""
+        self._in_use: set[int] = set()
+        self._window_count = 0
+        self._last_key: OrderedDict[int, int] = OrderedDict()
+        self.on_invalidate: Callable[[int, memoryview], None] = lambda stag, view: None
+        """Called when an STag ends before its region does, with the memory it named."""
         self._next_base = randbits(_BASE_BITS) * _PAGE & ((1 << _BASE_BITS) - 1) & -_PAGE
 
-    def register(self, pd: int, buffer: object, access: int) -> Region:
-        """Register `buffer` in protection domain `pd`.
+    def register(self, pd: int, buffer: object, access: int, base: int | None = None) -> Region:
+        """Register `buffer` in protection domain `pd`, its first octet at tagged offset `base`.
+
+        None chooses one at random, or 0 with ACCESS_ZERO_BASED.
 
         Raises:
-            OSError: EINVAL for rights that don't exist or a remote write without a local one;
-                EACCES for a write right over a read-only buffer; ENOMEM at the limit.
+            OSError: EINVAL for rights that don't exist, a remote write or atomic without a local
+                write, or a base outside 64 bits; EACCES for a write right over a read-only
+                buffer; ENOMEM at the limit.
             TypeError, ValueError: see `flat_view`.
         """
         if access & ~ACCESS_KNOWN:
             raise os_error(errno.EINVAL, f"access flags {access:#x}")
-        if access & ACCESS_REMOTE_WRITE and not access & ACCESS_LOCAL_WRITE:
-            raise os_error(errno.EINVAL, "remote write needs local write")
+        if (
+            access & (ACCESS_REMOTE_WRITE | ACCESS_REMOTE_ATOMIC)
+            and not access & ACCESS_LOCAL_WRITE
+        ):
+            raise os_error(errno.EINVAL, "remote write and remote atomic need local write")
         view = flat_view(buffer)
         if view.readonly and access & ACCESS_LOCAL_WRITE:
             raise os_error(errno.EACCES, "a read-only buffer can't be registered for writing")
         if len(self.regions) >= self._limit:
             raise os_error(errno.ENOMEM, f"{self._limit} regions are registered")
+        if access & ACCESS_ZERO_BASED:
+            base = 0
+        if base is None:
+            base = self._next_base
+            # A page of nothing lies between regions, so that an overrun never meets the next one.
+            self._next_base = base + (len(view) + 2 * _PAGE - 1 & -_PAGE)
+        elif not 0 <= base <= _TO_END - len(view):
+            raise os_error(errno.EINVAL, f"tagged offset {base:#x}")
         stag = self._fresh_stag()
-        base = self._next_base
-        # A page of nothing lies between regions, so that an overrun never meets the next one.
-        self._next_base = base + (len(view) + 2 * _PAGE - 1 & -_PAGE)
         region = Region(stag, pd, access, base, view)
         self.regions[stag] = region
         return region
 
     def deregister(self, region: Region) -> None:
-        """From here on the STag names nothing. Views that a QP still holds are its to drop."""
+        """From here on the STag names nothing. Views that a QP still holds are its to drop.
+
+        Raises OSError EBUSY while memory windows are bound to the region.
+        """
+        if region.windows:
+            raise os_error(errno.EBUSY, f"{len(region.windows)} memory windows are bound to it")
         region.valid = False
-        if self.regions.pop(region.stag, None) is not None:
-            # A peer that still has the STag is to meet an error, not the next region.
-            self._retired.append(region.stag)
+        self.regions.pop(region.stag, None)
+        self._retire(region.stag)
         region.view = memoryview(b"")
+
+    # -- windows -------------------------------------------------------------------------------
+
+    def alloc_window(self, pd: int, kind: int) -> Window:
+        """A window that is not bound yet. Raises OSError EINVAL, ENOMEM at the limit."""
+        if kind not in (MW_TYPE_1, MW_TYPE_2):
+            raise os_error(errno.EINVAL, f"memory window type {kind}")
+        if self._window_count >= self._limit:
+            raise os_error(errno.ENOMEM, f"{self._limit} memory windows exist")
+        self._window_count += 1
+        return Window(self._fresh_stag(), pd, kind)
+
+    def dealloc_window(self, window: Window) -> None:
+        self._unbind(window)
+        self._retire(window.stag)
+        self._window_count -= 1
+
+    def next_window_stag(self, window: Window) -> int:
+        """The STag for the next bind of a window: the same index, another key."""
+        key = (window.stag + 1 + self._randbits(KEY_BITS) % _KEY_MASK) & _KEY_MASK
+        return window.stag & ~_KEY_MASK | key
+
+    def bind(self, bind: WindowBind, pd: int, qp_num: int) -> None:
+        """Bind a window, from here on. Raises LocalProtectionError where that may not be."""
+        window, region = bind.window, bind.region
+        if window.pd != pd or bind.stag >> KEY_BITS != window.stag >> KEY_BITS:
+            raise LocalProtectionError("the window is of another domain, or its STag another's")
+        if window.kind == MW_TYPE_2 and window.region is not None:
+            raise LocalProtectionError("a window of type 2 is invalidated before it is bound again")
+        if region is None or not bind.length:
+            if window.kind == MW_TYPE_2:
+                raise LocalProtectionError("a window of type 2 is bound to octets of a region")
+            self._unbind(window)
+            window.stag = bind.stag
+            return
+        offset = bind.addr - region.base
+        if (
+            not region.valid
+            or self.regions.get(region.stag) is not region
+            or region.pd != pd
+            or not region.access & ACCESS_MW_BIND
+            or bind.access & ~(ACCESS_REMOTE | ACCESS_ZERO_BASED)
+            or (
+                (bind.access & (ACCESS_REMOTE_WRITE | ACCESS_REMOTE_ATOMIC))
+                and not region.access & ACCESS_LOCAL_WRITE
+            )
+            or offset < 0
+            or offset + bind.length > region.length
+        ):
+            raise LocalProtectionError("the region grants no such window")
+        self._unbind(window)
+        window.stag = bind.stag
+        window.region, window.qp_num = region, qp_num
+        window.access = bind.access
+        window.base = 0 if bind.access & ACCESS_ZERO_BASED else bind.addr
+        window.length = bind.length
+        window.view = region.view[offset : offset + bind.length]
+        region.windows.add(window)
+        self.windows[window.stag] = window
+
+    def _unbind(self, window: Window) -> None:
+        if window.region is None:
+            return
+        window.region.windows.discard(window)
+        del self.windows[window.stag]
+        self.on_invalidate(window.stag, window.view)
+        window.region = None
+        window.view = memoryview(b"")
+        window.access = window.length = 0
+
+    # -- invalidation --------------------------------------------------------------------------
+
+    def invalidate_local(self, stag: int, pd: int, qp_num: int) -> None:
+        """`LOCAL_INV`, or a Read's sink when it is done: the STag names nothing from here on.
+
+        A region stays registered, as an invalid one, until it is deregistered. Raises
+        LocalProtectionError for what isn't the domain's (or, of a window, the queue pair's).
+        """
+        window = self.windows.get(stag)
+        if window is not None and window.kind == MW_TYPE_2 and window.qp_num == qp_num:
+            self._unbind(window)
+            return
+        region = self.regions.get(stag)
+        if region is None or region.pd != pd or region.windows:
+            raise LocalProtectionError(f"STag {stag:#010x} can't be invalidated")
+        self._invalidate(region)
+
+    def invalidate_remote(self, stag: int, pd: int, qp_num: int) -> None:
+        """What a peer's Send with Invalidate names. Raises ProtocolError where it may not."""
+        window = self.windows.get(stag)
+        if window is not None and window.kind == MW_TYPE_2 and window.qp_num == qp_num:
+            self._unbind(window)
+            return
+        region = self.regions.get(stag)
+        known = region if region is not None else window
+        if known is None or known.pd != pd:
+            raise ProtocolError(
+                rdmap.LAYER_RDMAP,
+                rdmap.ETYPE_PROTECTION,
+                rdmap.P_INVALID_STAG if known is None else rdmap.P_STAG_NOT_ASSOCIATED,
+                f"invalidation of STag {stag:#010x}",
+            )
+        if region is None or not region.access & ACCESS_REMOTE_INVALIDATE or region.windows:
+            raise ProtocolError(
+                rdmap.LAYER_RDMAP,
+                rdmap.ETYPE_PROTECTION,
+                rdmap.P_CANNOT_INVALIDATE,
+                f"STag {stag:#010x} can't be invalidated by a peer",
+            )
+        self._invalidate(region)
+
+    def _invalidate(self, region: Region) -> None:
+        del self.regions[region.stag]
+        self.on_invalidate(region.stag, region.view)
+
+    # -- STags ---------------------------------------------------------------------------------
 
     def _fresh_stag(self) -> int:
         while True:
-            stag = self._randbits(STAG_BITS)
-            if stag > _RTR_STAG and stag not in self.regions and stag not in self._retired:
-                return stag
+            index = self._randbits(INDEX_BITS)
+            if not index or index in self._in_use:
+                continue
+            key = self._randbits(KEY_BITS)
+            if index in self._last_key:
+                if list(self._last_key)[-_RETIRED:].count(index):
+                    continue
+                key = self._last_key[index] + 1 + key % _KEY_MASK & _KEY_MASK
+            self._in_use.add(index)
+            return index << KEY_BITS | key
+
+    def _retire(self, stag: int) -> None:
+        # A peer that still has the STag is to meet an error, not the next region.
+        index = stag >> KEY_BITS
+        self._in_use.discard(index)
+        self._last_key.pop(index, None)
+        self._last_key[index] = stag & _KEY_MASK
+        if len(self._last_key) > _REMEMBERED:
+            self._last_key.popitem(last=False)
+
+    # -- access --------------------------------------------------------------------------------
 
     def local_view(self, lkey: int, pd: int, addr: int, length: int, right: int) -> memoryview:
         """The octets that a local scatter/gather element names.
@@ -182,7 +401,20 @@ class StagTable:
             raise LocalProtectionError(f"lkey {lkey:#x}: {length} octets at {addr:#x} lie outside")
         return region.view[offset : offset + length]
 
-    def write_target(self, stag: int, pd: int, to: int, length: int) -> memoryview:
+    def octets_at(self, addr: int, length: int, lkey: int, pd: int) -> memoryview:
+        """The octets of an element of inline data, whose lkey needn't be right.
+
+        Raises OSError EINVAL where no region of the domain has them.
+        """
+        region = self.regions.get(lkey)
+        named = [region] if region is not None and region.pd == pd else []
+        for each in named or [each for each in self.regions.values() if each.pd == pd]:
+            offset = addr - each.base
+            if offset >= 0 and offset + length <= each.length:
+                return each.view[offset : offset + length]
+        raise os_error(errno.EINVAL, f"inline data of {length} octets at {addr:#x}: no region")
+
+    def write_target(self, stag: int, pd: int, qp_num: int, to: int, length: int) -> memoryview:
         """Where an inbound RDMA Write's `length` octets go. Raises ProtocolError."""
         region = self.regions.get(stag)
         if (
@@ -193,19 +425,29 @@ class StagTable:
             and offset + length <= region.length
         ):
             return region.view[offset : offset + length]
-        return self._granted(_WRITE, stag, pd, to, length)
+        return self._granted(_WRITE, stag, pd, qp_num, to, length)
 
-    def read_source(self, stag: int, pd: int, to: int, length: int) -> memoryview:
+    def read_source(self, stag: int, pd: int, qp_num: int, to: int, length: int) -> memoryview:
         """The `length` octets that a peer's Read Request names. Raises ProtocolError."""
-        return self._granted(_READ, stag, pd, to, length)
+        return self._granted(_READ, stag, pd, qp_num, to, length)
 
-    def _granted(self, kind: _Access, stag: int, pd: int, to: int, length: int) -> memoryview:
-        region = self.regions.get(stag)
-        if region is None:
+    def atomic_target(self, stag: int, pd: int, qp_num: int, to: int) -> memoryview:
+        """The 8 octets that a peer's Atomic Request names. Raises ProtocolError."""
+        return self._granted(_ATOMIC, stag, pd, qp_num, to, ATOMIC_LEN)
+
+    def _granted(
+        self, kind: _Access, stag: int, pd: int, qp_num: int, to: int, length: int
+    ) -> memoryview:
+        target: Region | Window | None = self.regions.get(stag)
+        if target is None:
+            target = self.windows.get(stag)
+        if target is None:
             raise kind.error(kind.invalid, f"invalid STag {stag:#010x}")
-        if region.pd != pd:
+        if target.pd != pd:
             raise kind.error(kind.not_associated, f"STag {stag:#010x} is of another domain")
-        if not region.access & kind.right:
+        if isinstance(target, Window) and target.kind == MW_TYPE_2 and target.qp_num != qp_num:
+            raise kind.error(kind.not_associated, f"STag {stag:#010x} is of another queue pair")
+        if not target.access & kind.right:
             raise ProtocolError(
                 rdmap.LAYER_RDMAP,
                 rdmap.ETYPE_PROTECTION,
@@ -214,10 +456,30 @@ class StagTable:
             )
         if to + length > _TO_END:
             raise kind.error(kind.wrap, "the tagged offset wraps")
-        offset = to - region.base
-        if offset < 0 or offset + length > region.length:
+        offset = to - target.base
+        if offset < 0 or offset + length > target.length:
             raise kind.error(kind.bounds, f"outside STag {stag:#010x}")
-        return region.view[offset : offset + length]
+        return target.view[offset : offset + length]
+
+
+def apply_atomic(request: rdmap.AtomicRequest, target: memoryview) -> int:
+    """Do an atomic operation on 8 octets of memory, in this host's byte order; their old value.
+
+    RFC 7306 section 5.1: a mask bit of FetchAdd marks the highest bit of a field, out of which no
+    carry goes; those of Swap and CmpSwap choose the bits that are compared and replaced.
+    """
+    old = int.from_bytes(target, sys.byteorder)
+    mask = request.swap_mask
+    if request.opcode is rdmap.AtomicOpcode.FETCH_ADD:
+        top = mask | 1 << 63
+        new = (old & ~top) + (request.swap_data & ~top) ^ (old ^ request.swap_data) & top
+    else:
+        new = old
+        compared = request.compare_mask if request.opcode is rdmap.AtomicOpcode.CMP_SWAP else 0
+        if old & compared == request.compare_data & compared:
+            new = old & ~mask | request.swap_data & mask
+    target[:] = new.to_bytes(ATOMIC_LEN, sys.byteorder)
+    return old
 
 
 class LocalProtectionError(Exception):

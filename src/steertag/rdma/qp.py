@@ -11,21 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from steertag.errors import ProtocolError, os_error
+from steertag.errors import ProtocolError, StateError, os_error
 from steertag.rdma.constants import (
-    SEND_KNOWN,
+    SEND_FENCE,
+    SEND_SIGNALED,
+    SEND_SOLICITED,
     WC_OF_WR,
     WC_RECV,
-    WR_RDMA_READ,
     WR_RDMA_WRITE,
     WcStatus,
 )
 from steertag.rdma.counters import Counters
 from steertag.rdma.cq import WC, CompletionQueue
-from steertag.rdma.memory import LocalProtectionError, Region, StagTable
+from steertag.rdma.inbound import Inbound
+from steertag.rdma.memory import LocalProtectionError, StagTable
 from steertag.rdma.qp_rx import Receiver
 from steertag.rdma.qp_state import QpEvent, QpState, step
-from steertag.rdma.qp_tx import SMALL, Sges, Transmitter
+from steertag.rdma.qp_tx import SMALL, Transmitter
+from steertag.rdma.requests import Sges, wqe_of
+from steertag.rdma.srq import Rqe, SharedReceiveQueue
 from steertag.rdma.wr import SGE, RecvWR, SendWR
 from steertag.wire import ddp, mpa, rdmap
 
@@ -34,17 +38,25 @@ Buffer = bytes | bytearray | memoryview
 MAX_SGE: Final = 32
 _SCRATCH_OCTETS: Final = 65536
 """Room for what is still read, and thrown away, once the stream has ended for the queue pair."""
+_PLAIN: Final = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED
+_MODIFY: Final = {
+    QpState.RESET: QpEvent.MODIFY_RESET,
+    QpState.INIT: QpEvent.MODIFY_INIT,
+    QpState.RTS: QpEvent.MODIFY_RTS,
+    QpState.SQD: QpEvent.MODIFY_SQD,
+    QpState.ERROR: QpEvent.MODIFY_ERROR,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class QpCap:
-    """Limits of a queue pair (`struct ibv_qp_cap`); requests and elements."""
+    """Limits of a queue pair (`struct ibv_qp_cap`); requests, elements, octets."""
 
     max_send_wr: int = 64
     max_recv_wr: int = 64
     max_send_sge: int = 4
     max_recv_sge: int = 4
-    max_inline_data: int = 0  # there is no inline data: more is EINVAL
+    max_inline_data: int = 0
 
 
 class QueuePair:
@@ -57,6 +69,8 @@ class QueuePair:
         send_cq, recv_cq: where completions go.
         cap: limits of its queues.
         on_end: called once when the QP can no longer carry anything, with the reason.
+        srq: where its receives come from, in the place of a queue of its own.
+        on_event: called with the name of each asynchronous event (`IBV_EVENT_...`).
     """
 
     def __init__(
@@ -68,20 +82,32 @@ class QueuePair:
         recv_cq: CompletionQueue,
         cap: QpCap,
         on_end: Callable[[str], None] | None = None,
+        srq: SharedReceiveQueue | None = None,
+        on_event: Callable[[str], None] | None = None,
     ) -> None:
         self.qp_num = qp_num
         self.pd = pd
         self.cap = cap
-        self.state = QpState.IDLE
+        self.srq = srq
+        self.state = QpState.INIT
         self.counters = Counters()
-        self.end_reason = ""
+        self._table = table
         self._send_cq = send_cq
         self._recv_cq = recv_cq
         self._on_end = on_end
+        self._on_event = on_event
+        self._begin()
+
+    def _begin(self) -> None:
+        """Everything that a reset makes anew."""
+        self.end_reason = ""
         self._vendor_err = 0
         self._read_status = WcStatus.WR_FLUSH_ERR
-        self.tx = Transmitter(qp_num, pd, table, send_cq.push, self._local_fault, self.counters)
-        self.rx = Receiver(qp_num, pd, table, recv_cq.push, self.tx, self.counters)
+        self._drain_told = True
+        who, table, counters = self.qp_num, self._table, self.counters
+        self.tx = Transmitter(who, self.pd, table, self._send_cq.push, self._local_fault, counters)
+        self.inbound = Inbound(who, self.pd, table, self._recv_cq.push, self.tx, counters, self.srq)
+        self.rx = Receiver(who, self.pd, table, self.inbound, self.tx, counters)
         self.buffers: Callable[[], list[memoryview]] = self.rx.buffers
         """Where the stream's next octets go."""
 
@@ -90,69 +116,91 @@ class QueuePair:
     def uses(self, cq: CompletionQueue) -> bool:
         return cq is self._send_cq or cq is self._recv_cq
 
+    def modify(self, state: QpState) -> None:
+        """`ibv_modify_qp` to RESET, INIT, RTS (from SQD), SQD or ERROR.
+
+        ERROR flushes what is posted, and the stream is closed. RESET flushes too, of a QP that has
+        no stream any more.
+
+        Raises StateError for a change that there is none of.
+        """
+        event = _MODIFY.get(state)
+        if event is None:
+            raise StateError(f"a queue pair isn't modified to {state.name}")
+        before = self.state
+        self._step(event)
+        if state is QpState.ERROR and before is not QpState.ERROR:
+            self._end("moved to the error state")
+        elif state is QpState.RESET:
+            self.tx.flush(WcStatus.WR_FLUSH_ERR, 0)
+            self.inbound.flush(0)
+            self._begin()
+        self.tx.paused = state is QpState.SQD
+        self._drain_told = state is not QpState.SQD
+        self._tell_drained()
+
     def post_send(self, wr: SendWR, flags: int = 0) -> None:
         """Queue one request (not the list linked behind it), with `flags` besides its own.
 
         Raises:
             OSError: EINVAL for an opcode, a list of elements or a state that doesn't fit;
-                ENOMEM when the send queue is full.
+                ENOMEM when the send queue is full; EOPNOTSUPP for what iWARP doesn't have.
         """
         if self.state is not QpState.RTS:
             if self.state is QpState.ERROR:
                 self._flush_now(wr)
                 return
             # In TERMINATE it waits for its turn to be flushed, behind what was posted before.
-            if self.state is not QpState.TERMINATE:
+            if self.state not in (QpState.TERMINATE, QpState.SQD):
                 raise os_error(errno.EINVAL, f"post_send on a QP in state {self.state.name}")
-        opcode = wr.opcode
-        if opcode not in WC_OF_WR:
-            raise os_error(errno.EINVAL, f"work request opcode {opcode}")
         tx = self.tx
         if tx.depth() >= self.cap.max_send_wr:
             raise os_error(errno.ENOMEM, f"send queue of {self.cap.max_send_wr} is full")
-        sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
         flags |= wr.send_flags
-        if flags & ~SEND_KNOWN:
-            raise os_error(errno.EINVAL, f"send flags {flags:#x}; data is never inline")
+        sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
         if len(sg) == 1:
             sge = sg[0]
-            length = sge.length
-            one = (sge.addr, length, sge.lkey)
+            one = (sge.addr, sge.length, sge.lkey)
             if (
-                opcode == WR_RDMA_WRITE
-                and 0 <= length <= SMALL
+                wr.opcode == WR_RDMA_WRITE
+                and 0 <= sge.length <= SMALL
+                and flags <= _PLAIN
                 and tx.write_now(wr.wr_id, flags, wr.rkey, wr.remote_addr, one)
             ):
                 return
-            sges: Sges = (one,)
-        else:
-            sges = _sges(sg, self.cap.max_send_sge)
-            length = sum(size for _, size, _ in sges)
-        if opcode == WR_RDMA_READ:
-            if len(sges) > 1:
-                raise os_error(errno.EINVAL, "an iWARP RDMA Read has one local element")
-            if not tx.ord:
-                raise os_error(errno.EINVAL, "the peer takes no Read Requests (ORD is 0)")
-        if length < 0 or length > 0xFFFFFFFF:
-            raise os_error(errno.EINVAL, f"message of {length} octets")
-        if wr.rkey >> 32 or wr.remote_addr < 0 or wr.remote_addr + length > 1 << 64:
-            raise os_error(
-                errno.EINVAL, f"{length} octets at remote address {wr.remote_addr}, rkey {wr.rkey}"
-            )
-        tx.sq.append((wr.wr_id, opcode, flags, wr.rkey, wr.remote_addr, length, sges))
+        sges = _sges(sg, self.cap.max_send_sge)
+        inline = self.cap.max_inline_data
+        tx.sq.append(wqe_of(wr, flags, sges, self._table, self.pd, inline, tx.ord))
 
     def post_recv(self, wr: RecvWR) -> None:
-        """Queue one receive (not the list linked behind it). Raises as `post_send`."""
+        """Queue one receive (not the list linked behind it).
+
+        Raises OSError as `post_send`; EINVAL too where receives come from a shared queue, and in
+        RESET.
+        """
+        if self.srq is not None or self.state is QpState.RESET:
+            raise os_error(errno.EINVAL, "this QP takes no receives, in RESET or with an SRQ")
         if self.state is QpState.ERROR:
             wc = WC(wr.wr_id, WcStatus.WR_FLUSH_ERR, WC_RECV, 0, self.qp_num)
             self._recv_cq.push(wc)
             return
-        if len(self.rx.rq) >= self.cap.max_recv_wr:
+        if len(self.inbound.rq) >= self.cap.max_recv_wr:
             raise os_error(errno.ENOMEM, f"receive queue of {self.cap.max_recv_wr} is full")
-        sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
-        self.rx.rq.append((wr.wr_id, _sges(sg, self.cap.max_recv_sge)))
+        self.inbound.rq.append(receive_of(wr, self.cap.max_recv_sge))
 
-    def connected(self, *, crc: bool, ird: int, ord: int, held: bool, max_ulpdu: int) -> None:
+    def connected(
+        self,
+        *,
+        crc: bool,
+        ird: int,
+        ord: int,
+        held: bool,
+        max_ulpdu: int,
+        send_msn: int = 1,
+        recv_msn: int = 1,
+        read_msn: int = 1,
+        request_msn: int = 1,
+    ) -> None:
         """MPA set-up is done; FPDUs may flow.
 
         Args:
@@ -161,12 +209,17 @@ class QueuePair:
             ord: Read Requests that are made at once.
             held: send nothing before the peer's first FPDU (the responder, RFC 5044 section 7.1).
             max_ulpdu: octets of a ULPDU at most.
+            send_msn, recv_msn: of the first Send to go out and to come in: a ready-to-receive
+                frame may have had number 1.
+            read_msn, request_msn: of the first Read Request to go out and to come in.
         """
         self._step(QpEvent.CONNECTED)
         self.tx.crc = self.rx.crc = crc
-        self.tx.ord, self.rx.ird = ord, ird
+        self.tx.ord, self.inbound.ird = ord, ird
         self.tx.held = held
         self.tx.max_ulpdu = max_ulpdu
+        self.tx.send_msn, self.inbound.receive_msn = send_msn, recv_msn
+        self.tx.read_msn, self.inbound.request_msn = read_msn, request_msn
 
     def close(self) -> None:
         """Disconnect in order: what is posted is sent first; `closing` then says when to close."""
@@ -175,17 +228,17 @@ class QueuePair:
             self._end("closed before it was connected")
         self._drained()
 
-    def detach(self, region: Region) -> None:
-        """Drop every view of a region's memory: it is being deregistered.
+    def detach(self, stag: int, owner: object) -> None:
+        """Drop every view of an STag's memory, which is `owner`'s: it names nothing any more.
 
         Octets of it that are framed already are copied and still sent. A segment that was on its
         way into it ends the connection (invalid STag), as does a later one.
         """
-        self.tx.detach(region.view.obj)
-        if self.rx.detach(region):
+        self.tx.detach(owner)
+        if self.rx.detach(stag, owner):
             code = ddp.T_INVALID_STAG
             self._protocol_error(
-                ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_TAGGED, code, "the region was deregistered")
+                ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_TAGGED, code, "the STag was invalidated")
             )
 
     # -- the stream's side ---------------------------------------------------------------------
@@ -213,6 +266,7 @@ class QueuePair:
         more = self.tx.sent(octets)
         if self.state is not QpState.RTS:
             self._drained()
+            self._tell_drained()
         return more
 
     def received(self, octets: int) -> None:
@@ -226,12 +280,13 @@ class QueuePair:
         except ProtocolError as exc:
             self._protocol_error(exc)
             return
-        if rx.terminate is not None:
-            self._terminated(rx.terminate)
+        if self.inbound.terminate is not None:
+            self._terminated(self.inbound.terminate)
         elif self.tx.held and self.counters.rx_fpdus:
             self.tx.held = False
-        if self.state is QpState.CLOSING:
+        if self.state is not QpState.RTS:
             self._drained()
+            self._tell_drained()
 
     def eof(self) -> None:
         """The peer closed its side."""
@@ -269,10 +324,22 @@ class QueuePair:
             self._step(QpEvent.DRAINED)
             self._end(self.end_reason)
 
+    def _tell_drained(self) -> None:
+        if not self._drain_told and self.state is QpState.SQD and self.tx.drained:
+            self._drain_told = True
+            self._event("IBV_EVENT_SQ_DRAINED")
+
+    def _event(self, name: str) -> None:
+        if self._on_event is not None:
+            self._on_event(name)
+
     def _end(self, reason: str) -> None:
         self.end_reason = reason
         self.tx.flush(self._read_status, self._vendor_err)
-        self.rx.flush(self._vendor_err)
+        self.rx.end()
+        self.inbound.flush(self._vendor_err)
+        if self.srq is not None:
+            self._event("IBV_EVENT_QP_LAST_WQE_REACHED")
         if self._on_end is not None:
             self._on_end(reason)
 
@@ -298,6 +365,7 @@ class QueuePair:
         )
         self._vendor_err = _vendor_err(exc.layer, exc.etype, exc.code)
         self._step(QpEvent.PROTOCOL_ERROR)
+        self._event(_event_of(exc, ours=ours))
         segment = self.rx.segment
         quote = segment is not None and exc.layer != mpa.LAYER_LLP
         header, length = segment if segment is not None and quote else (b"", 0)
@@ -334,6 +402,22 @@ def _ddp_header_len(header: bytes) -> int:
     if not header:
         return 0
     return ddp.TAGGED_LEN if header[0] & ddp.T_FLAG else ddp.UNTAGGED_LEN
+
+
+def _event_of(exc: ProtocolError, *, ours: bool) -> str:
+    """The asynchronous event that goes with an error (siw raises the same ones)."""
+    if ours:
+        return "IBV_EVENT_QP_FATAL"
+    protection = (rdmap.LAYER_RDMAP, rdmap.ETYPE_PROTECTION), (ddp.LAYER_DDP, ddp.ETYPE_TAGGED)
+    if (exc.layer, exc.etype) in protection:
+        return "IBV_EVENT_QP_ACCESS_ERR"
+    return "IBV_EVENT_QP_REQ_ERR"
+
+
+def receive_of(wr: RecvWR, max_sge: int) -> Rqe:
+    """The entry of a receive queue for a request. Raises OSError EINVAL for what doesn't fit."""
+    sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
+    return wr.wr_id, _sges(sg, max_sge)
 
 
 def _sges(sg: object, limit: int) -> Sges:

@@ -24,25 +24,20 @@ known only after it was placed, as on hardware: the connection ends with a Termi
 from __future__ import annotations
 
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator
 from typing import Final
 
 from steertag.errors import ProtocolError, WireError
-from steertag.rdma.constants import (
-    ACCESS_LOCAL_WRITE,
-    ACCESS_REMOTE_WRITE,
-    WC_RECV,
-    WcStatus,
-)
+from steertag.rdma.constants import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE
 from steertag.rdma.counters import Counters
-from steertag.rdma.cq import WC
-from steertag.rdma.memory import LocalProtectionError, Region, StagTable
-from steertag.rdma.qp_tx import Sges, Transmitter
+from steertag.rdma.inbound import Inbound
+from steertag.rdma.memory import StagTable
+from steertag.rdma.qp_tx import Transmitter
 from steertag.wire import ddp, mpa, rdmap
 from steertag.wire.crc32c import CRC_FIELD, crc32c
 
 BUFFER_OCTETS: Final = 256 * 1024
+"""Octets read ahead at most; a connection that is idle, or moves large segments, needs fewer."""
+_FIRST_BUFFER: Final = 16 * 1024
 DIRECT_MIN: Final = 8192
 """Octets of payload still to come from which on they are read straight into the region."""
 SMALL_RUN: Final = 16
@@ -58,32 +53,16 @@ _CTL_TAGGED: Final = ddp.T_FLAG | ddp.VERSION
 _OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
 _OP_READ_RESPONSE: Final = rdmap.control(rdmap.Opcode.READ_RESPONSE)
 _TAGGED_OPS: Final = (_OP_WRITE, _OP_READ_RESPONSE)
-_MSN_MASK: Final = 0xFFFFFFFF
-_MAX_TERMINATE: Final = 256
-
-# wr_id and local memory.
-Rqe = tuple[int, Sges]
 _Foreseen = tuple[memoryview, int, bytes]
-
-
-class _Receive:
-    """The posted receive that an inbound Send is filling."""
-
-    __slots__ = ("capacity", "placed", "sges", "wr_id")
-
-    def __init__(self, rqe: Rqe) -> None:
-        self.wr_id, self.sges = rqe
-        self.capacity = sum(length for _, length, _ in self.sges)
-        self.placed = 0
 
 
 class Receiver:
     """Args:
-    qp_num: number of the queue pair, for completions.
+    qp_num: number of the queue pair.
     pd: its protection domain.
     table: the RNIC's regions.
-    complete: takes the completion of a receive; True says that the peer solicited an event.
-    transmitter: answers Read Requests and holds the Reads that wait for a response.
+    inbound: what the segments mean, and where they may go.
+    transmitter: holds the Reads that wait for a response.
     counters: where to count.
     """
 
@@ -92,28 +71,22 @@ class Receiver:
         qp_num: int,
         pd: int,
         table: StagTable,
-        complete: Callable[[WC, bool], None],
+        inbound: Inbound,
         transmitter: Transmitter,
         counters: Counters,
     ) -> None:
         self._qp_num = qp_num
         self._pd = pd
         self._table = table
-        self._complete = complete
+        self._inbound = inbound
         self._tx = transmitter
         self._counters = counters
         self.crc = True
-        self.ird = 0
-        self.rq: deque[Rqe] = deque()
         self.segment: tuple[bytes, int] | None = None
         """DDP header octets and length of the segment that is being looked at, for a Terminate."""
-        self.terminate: rdmap.Terminate | None = None
         self.ended = False
         """Nothing more is taken: a Terminate came, or a completion that overran its queue."""
-        self._receive: _Receive | None = None
-        self._receive_msn = 1
-        self._request_msn = 1
-        self._buf = bytearray(BUFFER_OCTETS)
+        self._buf = bytearray(_FIRST_BUFFER)
         self._mv = memoryview(self._buf)
         self._start = 0
         self._end = 0
@@ -145,11 +118,11 @@ class Receiver:
             return buffers
         if self._ahead:
             if len(self._buf) - self._end < self._ahead:
-                self._compact()
+                self._make_room(self._ahead)
             return [self._mv[self._end : self._end + self._ahead]]
         want = self._need + self._lookahead if self._end > self._start else _PREFIX_LEN
         if len(self._buf) - self._end < want:
-            self._compact()
+            self._make_room(want)
         return [self._mv[self._end : self._end + want]]
 
     def received(self, octets: int) -> None:
@@ -183,42 +156,38 @@ class Receiver:
     @property
     def between_messages(self) -> bool:
         """No segment and no message is half received: the peer may close here."""
-        return not self._tail and self._start == self._end and self._receive is None
+        return not self._tail and self._start == self._end and self._inbound.between_messages
 
-    def detach(self, region: Region) -> bool:
-        """Stop placing into the region. True where a segment was on its way into it.
+    def detach(self, stag: int, owner: object) -> bool:
+        """Stop placing into `stag`'s memory, which is `owner`'s. True where a segment was on its
+        way into it.
 
         Other regions may lie in the same buffer, so that a view alone doesn't tell whose it is.
         """
-        owner = region.view.obj
         if not any(view.obj is owner for view in self._placed):
             return False
-        if self._direct_header is None:
-            stags = [self._direct_stag]
-        else:
-            stags = [lkey for _, _, lkey in self._receive.sges] if self._receive else []
-        if region.stag not in stags:
+        tagged = self._direct_header is None
+        stags = [self._direct_stag] if tagged else self._inbound.receive_lkeys
+        if stag not in stags:
             return False
         self.segment = None
         self._dest, self._placed, self._plan = [], [], []
         return True
 
-    def flush(self, vendor_err: int) -> None:
-        """Complete every receive that is left with WR_FLUSH_ERR."""
+    def end(self) -> None:
+        """Take nothing more, and let go of the memory that was being placed into."""
         self.ended = True
         self._dest, self._placed, self._plan = [], [], []
-        if self._receive is not None:
-            self.rq.appendleft((self._receive.wr_id, ()))
-            self._receive = None
-        while self.rq:
-            wr_id, _ = self.rq.popleft()
-            wc = WC(wr_id, WcStatus.WR_FLUSH_ERR, WC_RECV, 0, self._qp_num, vendor_err)
-            self._complete(wc, False)
 
-    def _compact(self) -> None:
-        left = self._end - self._start
-        self._mv[:left] = bytes(self._mv[self._start : self._end])
-        self._start, self._end = 0, left
+    def _make_room(self, octets: int) -> None:
+        """Have room for so many behind what is in the buffer."""
+        left = bytes(self._mv[self._start : self._end])
+        if len(left) + octets > len(self._buf):
+            # A power of two, so that it doesn't grow again for each few octets more.
+            self._buf = bytearray(1 << (len(left) + octets - 1).bit_length())
+            self._mv = memoryview(self._buf)
+        self._mv[: len(left)] = left
+        self._start, self._end = 0, len(left)
 
     # -- small FPDUs, whole in the buffer ------------------------------------------------------
 
@@ -262,7 +231,10 @@ class Receiver:
                             staged += length
                         else:
                             self._note(start, ulpdu)
-                            self._table.write_target(stag, pd, to, length)
+                            payload = start + _PREFIX_LEN
+                            target = self._table.write_target(stag, pd, self._qp_num, to, length)
+                            target[:] = mv[payload : payload + length]
+                            staged += length
                 else:
                     self._whole_segment(start, ulpdu)
                 fpdus += 1
@@ -289,11 +261,12 @@ class Receiver:
         length = ulpdu - len(header)
         payload = self._mv[at + len(header) : at + ulpdu]
         position = 0
-        for view in self._admit(header, length, payload):
+        for view in self._inbound.admit(header, length, payload):
             view[:] = payload[position : position + len(view)]
             position += len(view)
         self._counters.staged_bytes += position
-        self._deliver(header, length, payload)
+        self._inbound.deliver(header, length, payload)
+        self.ended = self.ended or self._inbound.terminate is not None
 
     def _parse_header(self, at: int, ulpdu: int) -> ddp.Tagged | ddp.Untagged:
         try:
@@ -339,14 +312,14 @@ class Receiver:
                 self._direct_last = bool(ctl & ddp.L_FLAG)
                 self._direct_header = None
                 if op == _OP_WRITE:
-                    placed = [self._table.write_target(stag, self._pd, to, length)]
+                    placed = [self._table.write_target(stag, self._pd, self._qp_num, to, length)]
                 else:
-                    placed = self._admit_response(stag, to, length, self._direct_last)
+                    placed = self._inbound.admit_response(stag, to, length, self._direct_last)
             else:
                 header = self._parse_header(start + mpa.LENGTH_LEN, ulpdu)
                 length = ulpdu - len(header)
                 self._direct_header = header
-                placed = self._admit(header, length, None)
+                placed = self._inbound.admit(header, length, None)
         except ProtocolError:
             self._note(start, ulpdu)
             raise
@@ -427,11 +400,10 @@ class Receiver:
             at += tail + _PREFIX_LEN
         back = b"".join(pieces)
         self._plan, self._foresee = [], False
-        if len(back) > len(self._buf) // 2:
-            self._buf = bytearray(2 * len(back))
-            self._mv = memoryview(self._buf)
+        self._start = self._end = 0
+        self._make_room(len(back))
         self._mv[: len(back)] = back
-        self._start, self._end = 0, len(back)
+        self._end = len(back)
         self._parse()
 
     def _place_early(self, early: bytes) -> None:
@@ -476,194 +448,10 @@ class Receiver:
         self._placed = []
         self._counters.rx_fpdus += 1
         if self._direct_header is not None:
-            self._deliver(self._direct_header, self._direct_length, self._mv[:0])
+            self._inbound.deliver(self._direct_header, self._direct_length, self._mv[:0])
         elif self._direct_op != _OP_WRITE:
-            self._deliver_response(self._direct_last, self._direct_length)
-
-    # -- checks before placement ---------------------------------------------------------------
-
-    def _admit(
-        self, header: ddp.Tagged | ddp.Untagged, length: int, payload: memoryview | None
-    ) -> list[memoryview]:
-        """Where the segment's payload goes. Raises ProtocolError where it may go nowhere.
-
-        `payload` is None for a segment that will be placed directly: one that carries a header of
-        RDMAP's own (a Read Request, a Terminate) is never that large.
-        """
-        opcode = rdmap.parse_control(header.ulp)
-        if isinstance(header, ddp.Tagged):
-            if opcode is rdmap.Opcode.WRITE:
-                if not length:
-                    return []
-                return [self._table.write_target(header.stag, self._pd, header.to, length)]
-            if opcode is rdmap.Opcode.READ_RESPONSE:
-                return self._admit_response(header.stag, header.to, length, header.last)
-            raise _unexpected(opcode, "in a tagged segment")
-        if header.qn == rdmap.QN_SEND and opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
-            return self._admit_send(header, length)
-        if payload is None and header.qn in (rdmap.QN_READ_REQUEST, rdmap.QN_TERMINATE):
-            raise _untagged_error(ddp.U_TOO_LONG, f"{opcode.name} of {length} octets")
-        if header.qn == rdmap.QN_READ_REQUEST and opcode is rdmap.Opcode.READ_REQUEST:
-            self._admit_request(header, length)
-        elif header.qn == rdmap.QN_TERMINATE and opcode is rdmap.Opcode.TERMINATE:
-            if length > _MAX_TERMINATE:
-                raise _untagged_error(ddp.U_TOO_LONG, f"Terminate of {length} octets")
-        elif header.qn > rdmap.QN_TERMINATE:
-            raise _untagged_error(ddp.U_INVALID_QN, f"queue number {header.qn}")
-        else:
-            raise _unexpected(opcode, f"on queue {header.qn}")
-        return []
-
-    def _admit_send(self, header: ddp.Untagged, length: int) -> list[memoryview]:
-        if header.msn != self._receive_msn:
-            raise _untagged_error(ddp.U_MSN_RANGE, f"Send with MSN {header.msn}")
-        receive = self._receive
-        if receive is None:
-            if header.mo:
-                raise _untagged_error(ddp.U_INVALID_MO, f"Send begins at MO {header.mo}")
-            if not self.rq:
-                raise _untagged_error(ddp.U_NO_BUFFER, "Send without a posted receive")
-            receive = self._receive = _Receive(self.rq.popleft())
-        elif header.mo != receive.placed:
-            raise _untagged_error(
-                ddp.U_INVALID_MO, f"Send at MO {header.mo} instead of {receive.placed}"
-            )
-        if receive.placed + length > receive.capacity:
-            self._fail_receive(WcStatus.LOC_LEN_ERR)
-            raise _untagged_error(
-                ddp.U_TOO_LONG, f"Send is longer than the {receive.capacity} octets posted"
-            )
-        try:
-            return list(self._scatter(receive, length))
-        except LocalProtectionError as exc:
-            self._fail_receive(WcStatus.LOC_PROT_ERR)
-            raise ProtocolError(
-                rdmap.LAYER_RDMAP, rdmap.ETYPE_CATASTROPHIC, 0, f"posted receive: {exc}"
-            ) from exc
-
-    def _scatter(self, receive: _Receive, length: int) -> Iterator[memoryview]:
-        skip = receive.placed
-        for addr, size, lkey in receive.sges:
-            if skip >= size:
-                skip -= size
-                continue
-            take = min(size - skip, length)
-            if not take:
-                return
-            yield self._table.local_view(lkey, self._pd, addr + skip, take, ACCESS_LOCAL_WRITE)
-            length -= take
-            skip = 0
-
-    def _fail_receive(self, status: WcStatus) -> None:
-        if self._receive is not None:
-            wc = WC(self._receive.wr_id, status, WC_RECV, 0, self._qp_num)
-            self._receive = None
-            self._complete(wc, False)
-
-    def _admit_request(self, header: ddp.Untagged, length: int) -> None:
-        if header.msn != self._request_msn:
-            raise _untagged_error(ddp.U_MSN_RANGE, f"Read Request with MSN {header.msn}")
-        if header.mo or not header.last or length != rdmap.READ_REQUEST_LEN:
-            raise _untagged_error(ddp.U_INVALID_MO, "Read Request isn't one segment of its size")
-        if len(self._tx.responses) >= self.ird:
-            raise _untagged_error(ddp.U_NO_BUFFER, f"more Read Requests than IRD {self.ird}")
-
-    def _admit_response(self, stag: int, to: int, length: int, last: bool) -> list[memoryview]:
-        if not self._tx.reads:
-            raise _unexpected(rdmap.Opcode.READ_RESPONSE, "without a Read Request")
-        read = self._tx.reads[0]
-        if read.length and stag != read.lkey:
-            raise _tagged_error(ddp.T_INVALID_STAG, f"Read Response to STag {stag:#010x}")
-        left = read.length - read.placed
-        if read.length and to != read.addr + read.placed:
-            raise _tagged_error(ddp.T_BASE_BOUNDS, "Read Response at another offset than asked")
-        if length > left or last != (length == left):
-            raise _tagged_error(ddp.T_BASE_BOUNDS, f"Read Response: {length} octets of {left}")
-        if not length:
-            return []
-        try:
-            at = read.addr + read.placed
-            view = self._table.local_view(read.lkey, self._pd, at, length, ACCESS_LOCAL_WRITE)
-        except LocalProtectionError as exc:
-            raise _tagged_error(ddp.T_INVALID_STAG, f"Read Response: {exc}") from exc
-        return [view]
-
-    # -- after placement -----------------------------------------------------------------------
-
-    def _deliver(self, header: ddp.Tagged | ddp.Untagged, length: int, payload: memoryview) -> None:
-        """The segment of `length` octets is placed: advance its message, complete what is done."""
-        opcode = rdmap.parse_control(header.ulp)
-        if opcode is rdmap.Opcode.READ_RESPONSE:
-            self._deliver_response(header.last, length)
-        elif isinstance(header, ddp.Untagged):
-            if opcode in (rdmap.Opcode.SEND, rdmap.Opcode.SEND_SE):
-                self._deliver_send(header, length, opcode is rdmap.Opcode.SEND_SE)
-            elif opcode is rdmap.Opcode.READ_REQUEST:
-                self._deliver_request(payload)
-            else:
-                self._deliver_terminate(payload)
-
-    def _deliver_send(self, header: ddp.Untagged, length: int, solicited: bool) -> None:
-        receive = self._receive
-        assert receive is not None
-        receive.placed += length
-        if not header.last:
-            return
-        self._receive = None
-        self._receive_msn = (self._receive_msn + 1) & _MSN_MASK
-        wc = WC(receive.wr_id, WcStatus.SUCCESS, WC_RECV, receive.placed, self._qp_num)
-        self._complete(wc, solicited)
-
-    def _deliver_response(self, last: bool, length: int) -> None:
-        read = self._tx.reads[0]
-        read.placed += length
-        if last:
-            self._tx.reads.popleft()
-            read.done = True
-            self._tx.complete_ready()
-
-    def _deliver_request(self, payload: memoryview) -> None:
-        request = rdmap.ReadRequest.parse(payload)
-        if request.sink_to + request.size > 1 << 64:
-            raise ProtocolError(
-                rdmap.LAYER_RDMAP,
-                rdmap.ETYPE_PROTECTION,
-                rdmap.P_TO_WRAP,
-                "Read Response would wrap the tagged offset",
-            )
-        if request.size:
-            self._table.read_source(request.source_stag, self._pd, request.source_to, request.size)
-        self._request_msn = (self._request_msn + 1) & _MSN_MASK
-        self._tx.responses.append(request)
-
-    def _deliver_terminate(self, payload: memoryview) -> None:
-        self._counters.terminates_received += 1
-        self.ended = True
-        try:
-            self.terminate = rdmap.Terminate.parse(payload)
-        except WireError:
-            # A Terminate that can't be read still ends the stream: with no cause to tell.
-            self.terminate = rdmap.Terminate(
-                rdmap.LAYER_RDMAP, rdmap.ETYPE_OPERATION, rdmap.O_UNSPECIFIED
-            )
+            self._inbound.deliver_response(self._direct_last, self._direct_length)
 
 
 def _mpa_error(code: int, detail: str) -> ProtocolError:
     return ProtocolError(mpa.LAYER_LLP, mpa.ETYPE_MPA, code, detail)
-
-
-def _tagged_error(code: int, detail: str) -> ProtocolError:
-    return ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_TAGGED, code, detail)
-
-
-def _untagged_error(code: int, detail: str) -> ProtocolError:
-    return ProtocolError(ddp.LAYER_DDP, ddp.ETYPE_UNTAGGED, code, detail)
-
-
-def _unexpected(opcode: rdmap.Opcode, where: str) -> ProtocolError:
-    return ProtocolError(
-        rdmap.LAYER_RDMAP,
-        rdmap.ETYPE_OPERATION,
-        rdmap.O_UNEXPECTED_OPCODE,
-        f"{opcode.name} {where}",
-    )

@@ -13,30 +13,41 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
+from steertag.errors import ProtocolError
 from steertag.rdma.constants import (
     ACCESS_LOCAL_WRITE,
     SEND_FENCE,
+    SEND_INLINE,
     SEND_SIGNALED,
     SEND_SOLICITED,
     WC_OF_WR,
-    WR_RDMA_READ,
+    WR_BIND_MW,
+    WR_LOCAL_INV,
+    WR_RDMA_READ_WITH_INV,
     WR_RDMA_WRITE,
+    WR_RDMA_WRITE_WITH_IMM,
+    WR_SEND,
+    WR_SEND_WITH_IMM,
+    WR_SEND_WITH_INV,
     WcStatus,
 )
 from steertag.rdma.counters import Counters
 from steertag.rdma.cq import WC
-from steertag.rdma.memory import LocalProtectionError, StagTable
+from steertag.rdma.memory import (
+    ATOMIC_LEN,
+    LocalProtectionError,
+    StagTable,
+    apply_atomic,
+)
+from steertag.rdma.requests import AtomicTurn, Message, PendingRead, Wqe
 from steertag.wire import ddp, rdmap
 from steertag.wire.crc32c import CRC_FIELD, crc32c
 from steertag.wire.mpa import MAX_ULPDU
 
 Buffer = bytes | bytearray | memoryview
-Sges = tuple[tuple[int, int, int], ...]
-# wr_id, opcode, flags, rkey, remote address, octets, local memory.
-Wqe = tuple[int, int, int, int, int, int, Sges]
-
 GATHER_OCTETS: Final = 1 << 20
 """Octets emitted at most for one call to the stream: enough that its cost is spread thin."""
 MAX_PARTS: Final = 960
@@ -44,7 +55,6 @@ MAX_PARTS: Final = 960
 SMALL: Final = 1024
 """Octets of a Write up to which its payload is copied into one buffer with its header: a copy of
 so little costs less than three entries of a scatter/gather list."""
-_SEGMENT_ALIGN: Final = 64
 
 _TAGGED: Final = struct.Struct("!HBBIQ")
 _UNTAGGED: Final = struct.Struct("!HBBIIII")
@@ -55,8 +65,23 @@ _CTL_UNTAGGED_LAST: Final = _CTL_UNTAGGED | ddp.L_FLAG
 _OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
 _OP_READ_RESPONSE: Final = rdmap.control(rdmap.Opcode.READ_RESPONSE)
 _OP_READ_REQUEST: Final = rdmap.control(rdmap.Opcode.READ_REQUEST)
-_OP_SEND: Final = rdmap.control(rdmap.Opcode.SEND)
-_OP_SEND_SE: Final = rdmap.control(rdmap.Opcode.SEND_SE)
+_OP_ATOMIC_REQUEST: Final = rdmap.control(rdmap.Opcode.ATOMIC_REQUEST)
+_OP_ATOMIC_RESPONSE: Final = rdmap.control(rdmap.Opcode.ATOMIC_RESPONSE)
+# Without and with a solicited event.
+_OP_IMMEDIATE: Final = (
+    rdmap.control(rdmap.Opcode.IMMEDIATE),
+    rdmap.control(rdmap.Opcode.IMMEDIATE_SE),
+)
+_OP_SEND: Final = (rdmap.control(rdmap.Opcode.SEND), rdmap.control(rdmap.Opcode.SEND_SE))
+_OP_SEND_INVALIDATE: Final = (
+    rdmap.control(rdmap.Opcode.SEND_INVALIDATE),
+    rdmap.control(rdmap.Opcode.SEND_SE_INVALIDATE),
+)
+_WRITES: Final = (WR_RDMA_WRITE, WR_RDMA_WRITE_WITH_IMM)
+_SENDS: Final = (WR_SEND, WR_SEND_WITH_INV)
+_LOCAL: Final = (WR_LOCAL_INV, WR_BIND_MW)
+_NOT_REQUESTING: Final = frozenset({*_WRITES, *_SENDS, *_LOCAL, WR_SEND_WITH_IMM})
+"""Requests that no response of the peer's belongs to: no ORD limits them."""
 _OP_TERMINATE: Final = rdmap.control(rdmap.Opcode.TERMINATE)
 _PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
 _NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
@@ -66,60 +91,8 @@ _SUCCESS: Final = WcStatus.SUCCESS
 _LAST_SAFE_TO: Final = (1 << 64) - SMALL
 
 
-class PendingRead:
-    """An RDMA Read of ours that waits for its Read Response."""
-
-    __slots__ = ("addr", "done", "length", "lkey", "placed")
-
-    def __init__(self, lkey: int, addr: int, length: int) -> None:
-        self.lkey = lkey
-        self.addr = addr
-        self.length = length
-        self.placed = 0
-        self.done = False
-
-
 # Stream position behind its last octet, wr_id, opcode, flags, octets, read, status.
 _Unfinished = tuple[int, int, int, int, int, PendingRead | None, WcStatus]
-
-
-class _Message:
-    """A message that is being cut into segments."""
-
-    __slots__ = ("control", "msn", "position", "response", "stag", "to", "total", "wqe")
-
-    def __init__(
-        self,
-        control: int,
-        total: int,
-        *,
-        wqe: Wqe | None = None,
-        response: rdmap.ReadRequest | None = None,
-        stag: int = 0,
-        to: int = 0,
-        msn: int | None = None,
-    ) -> None:
-        self.control = control
-        self.total = total
-        self.wqe = wqe
-        self.response = response
-        self.stag = stag
-        self.to = to
-        self.msn = msn
-        self.position = 0
-
-    def segment_size(self, max_ulpdu: int) -> int:
-        """Octets of payload in each segment but the last: segments of about the same size.
-
-        A short last segment would cost as much as a long one; a multiple of 64 keeps the copies
-        aligned and needs no PAD.
-        """
-        room = max_ulpdu - (_TAGGED_LEN if self.msn is None else ddp.UNTAGGED_LEN)
-        if self.total <= room:
-            return room
-        count = -(-self.total // room)
-        even = -(-self.total // count)
-        return min(room, -(-even // _SEGMENT_ALIGN) * _SEGMENT_ALIGN)
 
 
 class Transmitter:
@@ -152,14 +125,18 @@ class Transmitter:
         self.ord = 0
         self.max_ulpdu = MAX_ULPDU - 1
         self.sq: deque[Wqe] = deque()
-        self.responses: deque[rdmap.ReadRequest] = deque()
+        self.responses: deque[rdmap.ReadRequest | AtomicTurn] = deque()
         self.reads: deque[PendingRead] = deque()
         self._unfinished: deque[_Unfinished] = deque()
-        self._message: _Message | None = None
+        self._message: Message | None = None
         self._terminate: bytes | None = None
         self._response_last = False
-        self._send_msn = 1
-        self._read_msn = 1
+        self.paused = False
+        """Nothing new is taken off the send queue (SQD)."""
+        self.send_msn = 1
+        self.read_msn = 1
+        self._atomic_response_msn = 1
+        self._atomic_identifier = 0
         self._parts: list[Buffer] = []
         self._part_octets = 0
         self._small: list[Buffer] = []
@@ -171,13 +148,31 @@ class Transmitter:
 
     def depth(self) -> int:
         """Requests posted and not completed."""
-        current = self._message is not None and self._message.wqe is not None
-        return len(self.sq) + len(self._unfinished) + current
+        return len(self.sq) + len(self._unfinished) + (self._current() is not None)
 
     @property
     def idle(self) -> bool:
         """Nothing is left to send, and no Read Response is waited for."""
         return self._sent == self._emitted and not self.pending() and not self.reads
+
+    @property
+    def drained(self) -> bool:
+        """No request is under way: what is left on the send queue has not begun."""
+        return not self._unfinished and self._current() is None
+
+    @property
+    def responses_due(self) -> int:
+        """Requests of the peer that have not been answered whole."""
+        answering = self._message is not None and self._message.response is not None
+        return len(self.responses) + answering
+
+    def response_done(self) -> None:
+        """The response to our oldest request is here."""
+        self.reads.popleft().done = True
+        self.complete_ready()
+
+    def _current(self) -> Wqe | None:
+        return None if self._message is None else self._message.wqe
 
     def write_now(
         self, wr_id: int, flags: int, rkey: int, remote_addr: int, sge: tuple[int, int, int]
@@ -193,6 +188,7 @@ class Transmitter:
             self.sq
             or self.responses
             or self.held
+            or self.paused
             or self._message is not None
             or self._terminate is not None
             or self._emitted - self._sent > GATHER_OCTETS
@@ -204,7 +200,9 @@ class Transmitter:
             or (flags & SEND_FENCE and self.reads)
         ):
             return False
-        view = region.view[offset : offset + length]
+        view: Buffer = region.view[offset : offset + length]
+        if flags & SEND_INLINE:
+            view = bytes(view)
         ulpdu = length + _TAGGED_LEN
         try:
             header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
@@ -245,7 +243,7 @@ class Transmitter:
             return False
         if self._message is not None or self.responses:
             return True
-        return bool(self.sq) and not self._stalled(self.sq[0])
+        return bool(self.sq) and not self.paused and not self._stalled(self.sq[0])
 
     def data_to_send(self) -> list[Buffer]:
         """The parts that the next `sendmsg` gathers: the same until `sent` takes from them.
@@ -299,8 +297,8 @@ class Transmitter:
         What was handed to the stream whole keeps its own status; the oldest Read that waits for
         its response gets `read_status`, everything else WR_FLUSH_ERR.
         """
-        if self._message is not None and self._message.wqe is not None:
-            self.sq.appendleft(self._message.wqe)
+        if (current := self._current()) is not None:
+            self.sq.appendleft(current)
         self._message = None
         self.complete_ready()
         for end, wr_id, opcode, flags, length, read, status in self._unfinished:
@@ -313,7 +311,7 @@ class Transmitter:
                 wc = WC(wr_id, status, WC_OF_WR[opcode], length, self._qp_num, vendor_err)
                 self._complete(wc)
         self._unfinished.clear()
-        for wr_id, opcode, _, _, _, _, _ in self.sq:
+        for wr_id, opcode, *_ in self.sq:
             wc = WC(wr_id, WcStatus.WR_FLUSH_ERR, WC_OF_WR[opcode], 0, self._qp_num, vendor_err)
             self._complete(wc)
         self.sq.clear()
@@ -342,9 +340,9 @@ class Transmitter:
     # -- emission ------------------------------------------------------------------------------
 
     def _stalled(self, wqe: Wqe) -> bool:
-        if wqe[1] == WR_RDMA_READ:
-            return len(self.reads) >= self.ord
-        return bool(wqe[2] & SEND_FENCE) and bool(self.reads)
+        if wqe[2] & SEND_FENCE and self.reads:
+            return True
+        return wqe[1] not in _NOT_REQUESTING and len(self.reads) >= self.ord
 
     def _gather(self) -> None:
         before = self._emitted
@@ -355,16 +353,7 @@ class Transmitter:
             except LocalProtectionError as exc:
                 self._local_fault(exc)
         if self._terminate is not None:
-            header = _UNTAGGED.pack(
-                ddp.UNTAGGED_LEN + len(self._terminate),
-                _CTL_UNTAGGED_LAST,
-                _OP_TERMINATE,
-                0,
-                rdmap.QN_TERMINATE,
-                1,
-                0,
-            )
-            self._frame(parts, header, [memoryview(self._terminate)])
+            self._untagged(parts, _OP_TERMINATE, rdmap.QN_TERMINATE, 1, self._terminate)
             self._terminate = None
             self._counters.terminates_sent += 1
         self._part_octets = self._emitted - before
@@ -381,75 +370,148 @@ class Transmitter:
     def _next_message(self, parts: list[Buffer]) -> bool:
         """Begin the next message. False where there is none, or none that may go now."""
         sq = self.sq
-        blocked = not sq or self._stalled(sq[0])
+        blocked = not sq or self.paused or self._stalled(sq[0])
         if self.responses and (blocked or not self._response_last):
-            request = self.responses.popleft()
             self._response_last = True
-            self._message = _Message(
+            self._respond(parts, self.responses.popleft())
+            return True
+        if blocked:
+            return False
+        self._response_last = False
+        wqe = sq[0]
+        _, opcode, flags, rkey, remote_addr, length, _, extra = wqe
+        if opcode in _WRITES:
+            sq.popleft()
+            self._message = Message(_OP_WRITE, length, wqe=wqe, stag=rkey, to=remote_addr)
+        elif opcode in _SENDS:
+            sq.popleft()
+            controls = _OP_SEND if opcode == WR_SEND else _OP_SEND_INVALIDATE
+            self._message = Message(
+                controls[bool(flags & SEND_SOLICITED)],
+                length,
+                wqe=wqe,
+                stag=0 if extra is None else extra.stag,
+                msn=self._next_send_msn(),
+            )
+        elif opcode == WR_SEND_WITH_IMM:
+            sq.popleft()
+            self._immediate(parts, wqe)
+        elif opcode in _LOCAL:
+            self._local_operation(wqe)
+        else:
+            self._request(parts, wqe)
+        return True
+
+    def _next_send_msn(self) -> int:
+        msn = self.send_msn
+        self.send_msn = (msn + 1) & _MSN_MASK
+        return msn
+
+    def _respond(self, parts: list[Buffer], request: rdmap.ReadRequest | AtomicTurn) -> None:
+        if isinstance(request, rdmap.ReadRequest):
+            self._message = Message(
                 _OP_READ_RESPONSE,
                 request.size,
                 response=request,
                 stag=request.sink_stag,
                 to=request.sink_to,
             )
-            return True
-        if blocked:
-            return False
-        self._response_last = False
-        wqe = sq[0]
-        _, opcode, flags, rkey, remote_addr, length, _ = wqe
-        if opcode == WR_RDMA_READ:
-            self._read_request(parts, wqe)
-            return True
-        sq.popleft()
-        if opcode == WR_RDMA_WRITE:
-            self._message = _Message(_OP_WRITE, length, wqe=wqe, stag=rkey, to=remote_addr)
+            return
+        if request.value is None:
+            asked = request.request
+            try:
+                target = self._table.atomic_target(asked.stag, self._pd, self._qp_num, asked.to)
+            except ProtocolError as exc:
+                raise LocalProtectionError(f"before its turn came: {exc.detail}") from exc
+            request.value = apply_atomic(asked, target)
+        payload = rdmap.AtomicResponse(request.request.identifier, request.value).emit()
+        qn, msn = rdmap.QN_ATOMIC_RESPONSE, self._atomic_response_msn
+        self._untagged(parts, _OP_ATOMIC_RESPONSE, qn, msn, payload)
+        self._atomic_response_msn = (msn + 1) & _MSN_MASK
+
+    def _immediate(self, parts: list[Buffer], wqe: Wqe) -> None:
+        """Immediate Data: alone, or behind the Write that it belongs to."""
+        extra = wqe[7]
+        assert extra is not None
+        control = _OP_IMMEDIATE[bool(wqe[2] & SEND_SOLICITED)]
+        payload = extra.immediate.to_bytes(4, "big") + bytes(rdmap.IMMEDIATE_LEN - 4)
+        self._untagged(parts, control, rdmap.QN_SEND, self._next_send_msn(), payload)
+        self._finished(wqe)
+
+    def _local_operation(self, wqe: Wqe) -> None:
+        """What happens on this side alone, in its turn: an invalidation or a bind."""
+        extra = wqe[7]
+        assert extra is not None
+        try:
+            if extra.bind is not None:
+                self._table.bind(extra.bind, self._pd, self._qp_num)
+            else:
+                self._table.invalidate_local(extra.stag, self._pd, self._qp_num)
+        except LocalProtectionError:
+            self._failed(
+                wqe, WcStatus.MW_BIND_ERR if extra.bind is not None else WcStatus.LOC_PROT_ERR
+            )
+            raise
+        self.sq.popleft()
+        self._finished(wqe)
+        self.complete_ready()
+
+    def _finished(self, wqe: Wqe, read: PendingRead | None = None) -> None:
+        """The request is framed whole: it completes when its octets are sent (and read)."""
+        wr_id, opcode, flags, _, _, length = wqe[:6]
+        self._unfinished.append((self._emitted, wr_id, opcode, flags, length, read, _SUCCESS))
+
+    def _failed(self, wqe: Wqe, status: WcStatus) -> None:
+        """`wqe` (still on the queue, or the message) can't be done: it completes with `status`."""
+        if self._message is not None:
+            self._message = None
         else:
-            control = _OP_SEND_SE if flags & SEND_SOLICITED else _OP_SEND
-            self._message = _Message(control, length, wqe=wqe, msn=self._send_msn)
-            self._send_msn = (self._send_msn + 1) & _MSN_MASK
-        return True
+            self.sq.popleft()
+        wr_id, opcode, flags = wqe[:3]
+        self._unfinished.append((self._emitted, wr_id, opcode, flags, 0, None, status))
 
     def _local(self, wqe: Wqe, addr: int, length: int, lkey: int, right: int = 0) -> memoryview:
-        """`StagTable.local_view`; on failure `wqe` (still on the queue, or the message) is done."""
+        """`StagTable.local_view`; on failure `wqe` is done."""
         try:
             return self._table.local_view(lkey, self._pd, addr, length, right)
         except LocalProtectionError:
-            if self._message is not None:
-                self._message = None
-            else:
-                self.sq.popleft()
-            wr_id, opcode, flags = wqe[:3]
-            self._unfinished.append(
-                (self._emitted, wr_id, opcode, flags, 0, None, WcStatus.LOC_PROT_ERR)
-            )
+            self._failed(wqe, WcStatus.LOC_PROT_ERR)
             raise
 
-    def _read_request(self, parts: list[Buffer], wqe: Wqe) -> None:
-        wr_id, opcode, flags, rkey, remote_addr, length, sges = wqe
+    def _request(self, parts: list[Buffer], wqe: Wqe) -> None:
+        """Emit a Read Request or an Atomic Request."""
+        _, opcode, _, rkey, remote_addr, length, sges, extra = wqe
         addr, _, lkey = sges[0] if length else (0, 0, 0)
         if length:
             self._local(wqe, addr, length, lkey, ACCESS_LOCAL_WRITE)
         self.sq.popleft()
-        request = rdmap.ReadRequest(lkey, addr, length, rkey, remote_addr).emit()
-        header = _UNTAGGED.pack(
-            ddp.UNTAGGED_LEN + len(request),
-            _CTL_UNTAGGED_LAST,
-            _OP_READ_REQUEST,
-            0,
-            rdmap.QN_READ_REQUEST,
-            self._read_msn,
-            0,
-        )
-        self._read_msn = (self._read_msn + 1) & _MSN_MASK
-        self._frame(parts, header + request, [])
-        read = PendingRead(lkey, addr, length)
+        if extra is not None and extra.atomic is not None:
+            identifier = self._atomic_identifier
+            self._atomic_identifier = (identifier + 1) & _MSN_MASK
+            control, payload = (
+                _OP_ATOMIC_REQUEST,
+                replace(extra.atomic, identifier=identifier).emit(),
+            )
+            read = PendingRead(lkey, addr, ATOMIC_LEN, identifier=identifier)
+        else:
+            control = _OP_READ_REQUEST
+            payload = rdmap.ReadRequest(lkey, addr, length, rkey, remote_addr).emit()
+            invalidate = opcode == WR_RDMA_READ_WITH_INV
+            read = PendingRead(lkey, addr, length, invalidate=invalidate)
+        self._untagged(parts, control, rdmap.QN_READ_REQUEST, self.read_msn, payload)
+        self.read_msn = (self.read_msn + 1) & _MSN_MASK
         self.reads.append(read)
-        self._unfinished.append(
-            (self._emitted, wr_id, opcode, flags, length, read, WcStatus.SUCCESS)
-        )
+        self._finished(wqe, read)
 
-    def _segments(self, parts: list[Buffer], message: _Message, limit: int) -> None:
+    def _untagged(
+        self, parts: list[Buffer], control: int, qn: int, msn: int, payload: bytes
+    ) -> None:
+        """Frame a message that is one untagged segment."""
+        length = ddp.UNTAGGED_LEN + len(payload)
+        header = _UNTAGGED.pack(length, _CTL_UNTAGGED_LAST, control, 0, qn, msn, 0)
+        self._frame(parts, header + payload, [])
+
+    def _segments(self, parts: list[Buffer], message: Message, limit: int) -> None:
         """Emit the message's next segments, until its end or until there is enough."""
         total, position = message.total, message.position
         step = message.segment_size(self.max_ulpdu)
@@ -473,7 +535,7 @@ class Transmitter:
                     size + ddp.UNTAGGED_LEN,
                     _CTL_UNTAGGED_LAST if last else _CTL_UNTAGGED,
                     control,
-                    0,
+                    message.stag,
                     rdmap.QN_SEND,
                     message.msn,
                     position,
@@ -497,26 +559,30 @@ class Transmitter:
         message.position = position
         if last:
             self._message = None
-            if message.wqe is not None:
-                wr_id, opcode, flags = message.wqe[:3]
-                self._unfinished.append(
-                    (self._emitted, wr_id, opcode, flags, total, None, WcStatus.SUCCESS)
-                )
+            wqe = message.wqe
+            if wqe is not None and wqe[1] == WR_RDMA_WRITE_WITH_IMM:
+                self._immediate(parts, wqe)
+            elif wqe is not None:
+                self._finished(wqe)
 
-    def _source(self, message: _Message, octets: int) -> list[memoryview]:
+    def _source(self, message: Message, octets: int) -> list[memoryview]:
         """Views of the message's next `octets`; checked anew each time: a region may have been
         deregistered meanwhile."""
         if not octets:
             return []
         request, wqe = message.response, message.wqe
         if request is not None:
-            region = self._table.regions.get(request.source_stag)
-            if region is None or region.pd != self._pd:
+            source = self._table.read_source
+            to = request.source_to + message.position
+            try:
+                return [source(request.source_stag, self._pd, self._qp_num, to, octets)]
+            except ProtocolError as exc:
                 self._message = None
-                raise LocalProtectionError("the source of a Read Response was deregistered")
-            offset = request.source_to - region.base + message.position
-            return [region.view[offset : offset + octets]]
+                raise LocalProtectionError(f"amid a Read Response: {exc.detail}") from exc
         assert wqe is not None
+        extra = wqe[7]
+        if extra is not None and extra.inline is not None:
+            return [memoryview(extra.inline)[message.position : message.position + octets]]
         views: list[memoryview] = []
         skip = message.position
         for addr, length, lkey in wqe[6]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steertag.rdma.constants import SEND_SIGNALED, WR_RDMA_WRITE
+from steertag.rdma.memory import WindowBind
 
 
 class SGE:
@@ -26,19 +27,27 @@ class SGE:
 
 
 class SendWR:
-    """A request for the send queue: an RDMA Write, an RDMA Read or a Send.
+    """A request for the send queue.
 
     Args:
         wr_id: given back in the completion.
         num_sge: elements of `sg` that count; None means all of them.
-        sg: the local memory: source of a Write or Send, sink of a Read.
-        opcode: `IBV_WR_RDMA_WRITE`, `IBV_WR_RDMA_READ` or `IBV_WR_SEND`.
+        sg: the local memory: source of a Write or Send, sink of a Read or atomic operation.
+        opcode: `IBV_WR_*`.
         send_flags: `IBV_SEND_*`; without `IBV_SEND_SIGNALED` only a failure completes visibly.
         next_wr: the next request of a list that is posted by one call.
         rkey, remote_addr: the peer's memory; also set by `set_wr_rdma`.
+        imm_data: 32 bits for the peer, with `..._WITH_IMM`.
+        invalidate_rkey: the peer's STag that `SEND_WITH_INV` ends, or our own for `LOCAL_INV`.
+        compare_add, swap: operands of atomic operations; also set by `set_wr_atomic`.
+        bind: what `BIND_MW` binds.
     """
 
     __slots__ = (
+        "bind",
+        "compare_add",
+        "imm_data",
+        "invalidate_rkey",
         "next_wr",
         "num_sge",
         "opcode",
@@ -46,6 +55,7 @@ class SendWR:
         "rkey",
         "send_flags",
         "sg",
+        "swap",
         "wr_id",
     )
 
@@ -57,9 +67,14 @@ class SendWR:
         opcode: int = WR_RDMA_WRITE,
         send_flags: int = SEND_SIGNALED,
         next_wr: SendWR | None = None,
+        imm_data: int = 0,
         *,
         rkey: int = 0,
         remote_addr: int = 0,
+        invalidate_rkey: int = 0,
+        compare_add: int = 0,
+        swap: int = 0,
+        bind: WindowBind | None = None,
     ) -> None:
         self.wr_id = wr_id
         self.sg: Sequence[SGE] = sg if sg is not None else ()
@@ -69,11 +84,26 @@ class SendWR:
         self.next_wr = next_wr
         self.rkey = rkey
         self.remote_addr = remote_addr
+        self.imm_data = imm_data
+        self.invalidate_rkey = invalidate_rkey
+        self.compare_add = compare_add
+        self.swap = swap
+        self.bind = bind
 
     def set_wr_rdma(self, rkey: int, addr: int) -> None:
         """Name the peer's memory of a Write or Read."""
         self.rkey = rkey
         self.remote_addr = addr
+
+    def set_wr_atomic(self, rkey: int, addr: int, compare_add: int, swap: int = 0) -> None:
+        """Name the peer's 8 octets, and the operands: what is added, or compared, and swapped in.
+
+        IBV_WR_ATOMIC_SWAP swaps in `swap` whatever is there.
+        """
+        self.rkey = rkey
+        self.remote_addr = addr
+        self.compare_add = compare_add
+        self.swap = swap
 
 
 class RecvWR:

@@ -8,7 +8,11 @@ from collections import deque
 
 from steertag.errors import os_error
 from steertag.rdma.cq import WC, CompletionQueue
-from steertag.verbs.device import Context, Managed
+from steertag.verbs.attr import MAX_CQ
+from steertag.verbs.device import Context
+from steertag.verbs.enums import IBV_EVENT_CQ_ERR
+from steertag.verbs.events import blocks
+from steertag.verbs.managed import Managed
 
 __all__ = ["CQ", "WC", "CompChannel"]
 
@@ -24,7 +28,7 @@ class CompChannel(Managed):
 
     def __init__(self, creator: Context) -> None:
         self.context = creator
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self._events: deque[CQ] = deque()
         self.users = 0
         super().__init__(creator)
@@ -32,11 +36,17 @@ class CompChannel(Managed):
     def fileno(self) -> int:
         return self._fd
 
+    @property
+    def fd(self) -> int:
+        """The descriptor, under the name that `struct ibv_comp_channel` has for it."""
+        return self._fd
+
     def get_cq_event(self, expected_cq: CQ | None = None, timeout: float | None = None) -> CQ:
         """Wait for the next event, give the CQ that it is of.
 
         Raises:
             TimeoutError: none came within `timeout` seconds.
+            BlockingIOError: none is there, and the descriptor was made non-blocking.
             OSError: EINVAL where it is of another CQ than `expected_cq`; the event stays.
         """
         taken: list[CQ] = []
@@ -52,7 +62,11 @@ class CompChannel(Managed):
             taken.append(self._events.popleft())
             return True
 
-        if not self.context.wait_for(take, timeout) or not taken:
+        if not blocks(self._fd):
+            with self.context.loop.lock:
+                if not take():
+                    raise os_error(errno.EAGAIN, "no completion event")
+        elif not self.context.wait_for(take, timeout) or not taken:
             raise TimeoutError("no completion event")
         return taken[0]
 
@@ -86,8 +100,12 @@ class CQ(Managed):
         channel: where its events go.
         comp_vector: 0; there is one.
 
+    Attributes:
+        cqe: completions it holds.
+        comp_channel: where its events go, or None.
+
     Raises:
-        OSError: EINVAL for a size or vector that the device doesn't have.
+        OSError: EINVAL for a size or vector that the device doesn't have, ENOMEM for too many.
     """
 
     close_rank = 1
@@ -104,8 +122,10 @@ class CQ(Managed):
             raise os_error(errno.EINVAL, f"a completion queue of {cqe} entries")
         if comp_vector:
             raise os_error(errno.EINVAL, f"completion vector {comp_vector}; there is only 0")
+        if creator.completion_queues >= MAX_CQ:
+            raise os_error(errno.ENOMEM, f"{MAX_CQ} completion queues exist")
+        creator.completion_queues += 1
         self.context = creator
-        self.cqe = cqe
         self.cq_context = cq_context
         self.channel = channel
         self.unacknowledged = 0
@@ -119,9 +139,29 @@ class CQ(Managed):
         super().__init__(creator)
 
     @property
+    def cqe(self) -> int:
+        return self.queue.depth
+
+    @property
+    def comp_channel(self) -> CompChannel | None:
+        return self.channel
+
+    @property
     def overrun(self) -> bool:
         """Completions were lost."""
         return self.queue.overrun
+
+    def resize(self, cqe: int) -> None:
+        """Hold `cqe` completions from now on (`ibv_resize_cq`).
+
+        Raises:
+            OSError: EINVAL for a size that the device doesn't have, or that what waits doesn't
+                fit into.
+        """
+        if not 0 < cqe <= self.context.rnic.limits.max_cqe:
+            raise os_error(errno.EINVAL, f"a completion queue of {cqe} entries")
+        with self.context.loop.lock:
+            self.queue.resize(cqe)
 
     def poll(self, num_entries: int = 1) -> tuple[int, list[WC]]:
         """Take up to `num_entries` completions: how many, and they. Never waits.
@@ -165,7 +205,7 @@ class CQ(Managed):
             self.channel.post(self)
 
     def _overrun(self) -> None:
-        self.context.rnic.async_events.append(("IBV_EVENT_CQ_ERR", self))
+        self.context.events.post(IBV_EVENT_CQ_ERR, self)
         for qp in list(self.context.rnic.qps.values()):
             if qp.uses(self.queue):
                 qp.stream_lost("completion queue overrun")
@@ -176,3 +216,5 @@ class CQ(Managed):
                 raise os_error(errno.EBUSY, "queue pairs use the completion queue")
             if self.channel is not None:
                 self.channel.forget(self)
+            self.context.events.forget(self)
+            self.context.completion_queues -= 1

@@ -1,4 +1,6 @@
-"""RDMAP (RFC 5040 section 4): the control octet, the Read Request and the Terminate header.
+"""RDMAP (RFC 5040 section 4, RFC 7306): the control octet and the headers behind DDP's.
+
+Those are the Read Request, the Atomic Request and Response, Immediate Data and the Terminate.
 
 The control octet is DDP's RsvdULP: version in bits 7:6, two reserved bits, opcode in bits 3:0.
 """
@@ -22,7 +24,7 @@ OPCODE_MASK: Final = 0x0F
 
 
 class Opcode(IntEnum):
-    """RFC 5040 section 4.1."""
+    """RFC 5040 section 4.1; from IMMEDIATE on RFC 7306 section 4."""
 
     WRITE = 0
     READ_REQUEST = 1
@@ -32,6 +34,10 @@ class Opcode(IntEnum):
     SEND_SE = 5
     SEND_SE_INVALIDATE = 6
     TERMINATE = 7
+    IMMEDIATE = 8
+    IMMEDIATE_SE = 9
+    ATOMIC_REQUEST = 10
+    ATOMIC_RESPONSE = 11
 
 
 _OPCODES: Final = {int(opcode): opcode for opcode in Opcode}
@@ -39,6 +45,7 @@ _OPCODES: Final = {int(opcode): opcode for opcode in Opcode}
 QN_SEND: Final = 0
 QN_READ_REQUEST: Final = 1
 QN_TERMINATE: Final = 2
+QN_ATOMIC_RESPONSE: Final = 3
 
 LAYER_RDMAP: Final = 0
 ETYPE_CATASTROPHIC: Final = 0
@@ -71,7 +78,7 @@ def control(opcode: int) -> int:
 def parse_control(octet: int) -> Opcode:
     """The opcode of a control octet.
 
-    Raises ProtocolError for a version other than 1 or an opcode that RFC 5040 doesn't define.
+    Raises ProtocolError for a version other than 1 or an opcode that no RFC defines.
     """
     if octet & VERSION_MASK != VERSION_BITS:
         raise ProtocolError(
@@ -121,6 +128,108 @@ class ReadRequest:
 
 
 READ_REQUEST_LEN: Final = _READ_REQUEST.size
+
+
+class AtomicOpcode(IntEnum):
+    """RFC 7306 section 5.1."""
+
+    FETCH_ADD = 0
+    SWAP = 1
+    CMP_SWAP = 2
+
+
+_ATOMIC_OPCODES: Final = {int(opcode): opcode for opcode in AtomicOpcode}
+_ATOMIC_REQUEST: Final = struct.Struct("!IIIQQQQQ")
+_ATOMIC_RESPONSE: Final = struct.Struct("!IQ")
+ATOMIC_REQUEST_LEN: Final = _ATOMIC_REQUEST.size
+ATOMIC_RESPONSE_LEN: Final = _ATOMIC_RESPONSE.size
+_ATOMIC_OPCODE_MASK: Final = 0x0F
+ALL_BITS: Final = (1 << 64) - 1
+IMMEDIATE_LEN: Final = 8
+"""Octets of an Immediate Data message; verbs programs use the first four (RFC 7306 section 6)."""
+
+
+@dataclass(slots=True, frozen=True)
+class AtomicRequest:
+    """The 52 octets of an Atomic Request (RFC 7306 section 5.2.1), payload of an untagged segment.
+
+         32 bits: reserved 28, AOpCode 4 | Request Identifier 32 | Remote STag 32
+         64 bits each: Remote TO | Add or Swap Data | Add or Swap Mask | Compare Data | Compare Mask
+
+    Attributes:
+        opcode: what to do.
+        identifier: comes back in the Atomic Response.
+        stag, to: the 8 octets in the responder's memory.
+        swap_data, swap_mask: what is added or put there, and its mask.
+        compare_data, compare_mask: for CmpSwap.
+        reserved: reserved bits, kept so that parse and emit are inverses.
+    """
+
+    opcode: AtomicOpcode
+    identifier: int
+    stag: int
+    to: int
+    swap_data: int = 0
+    swap_mask: int = 0
+    compare_data: int = 0
+    compare_mask: int = 0
+    reserved: int = 0
+
+    @classmethod
+    def parse(cls, buf: Buffer, at: int = 0) -> AtomicRequest:
+        """Raises WireError for too few octets, ProtocolError for an AOpCode that isn't defined."""
+        try:
+            word, identifier, stag, to, swap, swap_mask, compare, compare_mask = (
+                _ATOMIC_REQUEST.unpack_from(buf, at)
+            )
+        except struct.error as exc:
+            raise WireError("RDMAP Atomic Request: too few octets") from exc
+        opcode = _ATOMIC_OPCODES.get(word & _ATOMIC_OPCODE_MASK)
+        if opcode is None:
+            raise ProtocolError(
+                LAYER_RDMAP,
+                ETYPE_OPERATION,
+                O_UNEXPECTED_OPCODE,
+                f"atomic operation code {word & _ATOMIC_OPCODE_MASK}",
+            )
+        reserved = word & ~_ATOMIC_OPCODE_MASK
+        return cls(opcode, identifier, stag, to, swap, swap_mask, compare, compare_mask, reserved)
+
+    def emit(self) -> bytes:
+        return _ATOMIC_REQUEST.pack(
+            self.reserved | self.opcode,
+            self.identifier,
+            self.stag,
+            self.to,
+            self.swap_data,
+            self.swap_mask,
+            self.compare_data,
+            self.compare_mask,
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class AtomicResponse:
+    """The 12 octets of an Atomic Response (RFC 7306 section 5.2.2), on queue 3.
+
+    Attributes:
+        identifier: the request's.
+        value: what the 8 octets held before.
+    """
+
+    identifier: int
+    value: int
+
+    @classmethod
+    def parse(cls, buf: Buffer, at: int = 0) -> AtomicResponse:
+        try:
+            return cls(*_ATOMIC_RESPONSE.unpack_from(buf, at))
+        except struct.error as exc:
+            raise WireError("RDMAP Atomic Response: too few octets") from exc
+
+    def emit(self) -> bytes:
+        return _ATOMIC_RESPONSE.pack(self.identifier, self.value)
+
 
 _TERMINATE: Final = struct.Struct("!BBBB")
 _SEGMENT_LEN: Final = struct.Struct("!H")
