@@ -180,7 +180,7 @@ def test_what_is_no_buffer_is_refused(thing: object) -> None:
         StagTable(bits()).register(1, thing, 0)
 
 
-@pytest.mark.parametrize("access", [8, 16, 1 << 20, -1, ACCESS_REMOTE_WRITE])
+@pytest.mark.parametrize("access", [8, 64, 1 << 19, 1 << 31, -1, ACCESS_REMOTE_WRITE])
 def test_rights_that_make_no_sense_are_einval(access: int) -> None:
     with pytest.raises(OSError, match=r"access|local write") as caught:
         StagTable(bits()).register(1, bytearray(8), access)
@@ -229,16 +229,25 @@ def test_an_stag_is_what_the_source_of_random_bits_says() -> None:
     assert [table.register(1, bytearray(1), 0).stag for _ in range(2)] == [0xDEADBEEF, 0x12345678]
 
 
-def test_stags_0_and_1_and_those_in_use_are_not_given_out() -> None:
+def test_index_0_and_those_in_use_are_not_given_out() -> None:
     """0 is what a forgotten field holds; 1 is that of siw's ready-to-receive frames."""
-    table = StagTable(scripted(0, 0, 1, 77, 77, 78))
-    assert [table.register(1, bytearray(1), 0).stag for _ in range(2)] == [77, 78]
+    table = StagTable(scripted(0, 0, 1, 0x7700, 0x7701, 0x7800))
+    assert [table.register(1, bytearray(1), 0).stag for _ in range(2)] == [0x7700, 0x7800]
 
 
 def test_the_stag_of_a_region_just_deregistered_is_not_given_out_again() -> None:
     """A peer that still has it would meet another region instead of an error."""
-    table = StagTable(scripted(0, 77, 77, 78, 77, 78, 79))
-    for stag in (77, 78, 79):
+    table = StagTable(scripted(0, 0x7700, 0x7700, 0x7800, 0x7701, 0x7800, 0x7900))
+    for stag in (0x7700, 0x7800, 0x7900):
+        region = table.register(1, bytearray(1), 0)
+        assert region.stag == stag
+        table.deregister(region)
+
+
+def test_an_index_that_is_used_again_has_another_key() -> None:
+    others = [n << 8 for n in range(1, 65)]
+    table = StagTable(scripted(0, 0x777755, *others, 0x777755))
+    for stag in (0x777755, *others, 0x777756):
         region = table.register(1, bytearray(1), 0)
         assert region.stag == stag
         table.deregister(region)

@@ -164,7 +164,7 @@ def test_a_queue_pair_without_completion_queues_is_einval() -> None:
         QPCap(max_recv_wr=-1),
         QPCap(max_send_sge=33),
         QPCap(max_recv_sge=33),
-        QPCap(max_inline_data=1),
+        QPCap(max_inline_data=1 << 20),
     ],
 )
 def test_capacities_that_the_device_does_not_have_are_einval(cap: QPCap) -> None:

@@ -19,6 +19,10 @@ OPCODES = {
     0x45: Opcode.SEND_SE,
     0x46: Opcode.SEND_SE_INVALIDATE,
     0x47: Opcode.TERMINATE,
+    0x48: Opcode.IMMEDIATE,
+    0x49: Opcode.IMMEDIATE_SE,
+    0x4A: Opcode.ATOMIC_REQUEST,
+    0x4B: Opcode.ATOMIC_RESPONSE,
 }
 
 
@@ -34,6 +38,44 @@ def test_a_control_octet_is_version_one_with_a_known_opcode_or_a_protocol_error(
     # RFC 5040 section 4.8: remote operation errors, invalid version and unexpected opcode.
     code = 0x06 if octet >> 6 == 1 else 0x05
     assert (caught.value.layer, caught.value.etype, caught.value.code) == (0, 2, code)
+
+
+ATOMIC_REQUEST = bytes.fromhex(
+    "00000002 00000007 22222200 0000000000002000"
+    "1111111111111111 ffffffffffffffff 3333333333333333 00000000ffffffff"
+)
+
+
+def test_an_atomic_request_names_operation_place_and_operands() -> None:
+    request = rdmap.AtomicRequest(
+        rdmap.AtomicOpcode.CMP_SWAP,
+        identifier=7,
+        stag=0x22222200,
+        to=0x2000,
+        swap_data=0x1111111111111111,
+        swap_mask=rdmap.ALL_BITS,
+        compare_data=0x3333333333333333,
+        compare_mask=0xFFFFFFFF,
+    )
+    assert request.emit() == ATOMIC_REQUEST
+    assert rdmap.AtomicRequest.parse(ATOMIC_REQUEST) == request
+    with pytest.raises(WireError):
+        rdmap.AtomicRequest.parse(ATOMIC_REQUEST[:-1])
+
+
+def test_an_atomic_operation_that_is_not_defined_is_an_unexpected_opcode() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        rdmap.AtomicRequest.parse(b"\0\0\0\3" + ATOMIC_REQUEST[4:])
+    assert (caught.value.layer, caught.value.etype, caught.value.code) == (0, 2, 0x06)
+
+
+def test_an_atomic_response_gives_the_old_value() -> None:
+    octets = bytes.fromhex("00000007 0123456789abcdef")
+    response = rdmap.AtomicResponse(identifier=7, value=0x0123456789ABCDEF)
+    assert response.emit() == octets
+    assert rdmap.AtomicResponse.parse(octets) == response
+    with pytest.raises(WireError):
+        rdmap.AtomicResponse.parse(octets[:-1])
 
 
 READ_REQUEST = bytes.fromhex("11111100 0000000000001000 00000040 22222200 0000000000002000")

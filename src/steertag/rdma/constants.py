@@ -14,6 +14,8 @@ ACCESS_MW_BIND: Final = 16
 ACCESS_ZERO_BASED: Final = 32
 ACCESS_REMOTE_INVALIDATE: Final = 1 << 30
 """Not in verbs.h: a peer's Send with Invalidate may invalidate the region."""
+ACCESS_OPTIONAL: Final = 0x3FF00000
+"""Rights that a device may leave unheeded (`IBV_ACCESS_OPTIONAL_RANGE`), as this one does."""
 ACCESS_REMOTE: Final = ACCESS_REMOTE_WRITE | ACCESS_REMOTE_READ | ACCESS_REMOTE_ATOMIC
 ACCESS_KNOWN: Final = (
     ACCESS_LOCAL_WRITE
@@ -21,6 +23,7 @@ ACCESS_KNOWN: Final = (
     | ACCESS_MW_BIND
     | ACCESS_ZERO_BASED
     | ACCESS_REMOTE_INVALIDATE
+    | ACCESS_OPTIONAL
 )
 
 MW_TYPE_1: Final = 1

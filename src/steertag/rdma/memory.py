@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -193,6 +193,7 @@ class StagTable:
         """Windows that are bound, by STag. Apart from the regions: no local element names one."""
         self._in_use: set[int] = set()
         self._window_count = 0
+        self._retired: deque[int] = deque(maxlen=_RETIRED)
         self._last_key: OrderedDict[int, int] = OrderedDict()
         self.on_invalidate: Callable[[int, memoryview], None] = lambda stag, view: None
         """Called when an STag ends before its region does, with the memory it named."""
@@ -364,22 +365,22 @@ class StagTable:
 
     def _fresh_stag(self) -> int:
         while True:
-            index = self._randbits(INDEX_BITS)
-            if not index or index in self._in_use:
-                continue
-            key = self._randbits(KEY_BITS)
-            if index in self._last_key:
-                if list(self._last_key)[-_RETIRED:].count(index):
-                    continue
-                key = self._last_key[index] + 1 + key % _KEY_MASK & _KEY_MASK
-            self._in_use.add(index)
-            return index << KEY_BITS | key
+            stag = self._randbits(INDEX_BITS + KEY_BITS)
+            index = stag >> KEY_BITS
+            # Index 0 stays free: 0 is what a forgotten field holds, 1 siw's ready-to-receive STag.
+            if index and index not in self._in_use and index not in self._retired:
+                break
+        key = self._last_key.pop(index, None)
+        if key == stag & _KEY_MASK:
+            stag = index << KEY_BITS | (key + 1 & _KEY_MASK)
+        self._in_use.add(index)
+        return stag
 
     def _retire(self, stag: int) -> None:
         # A peer that still has the STag is to meet an error, not the next region.
         index = stag >> KEY_BITS
         self._in_use.discard(index)
-        self._last_key.pop(index, None)
+        self._retired.append(index)
         self._last_key[index] = stag & _KEY_MASK
         if len(self._last_key) > _REMEMBERED:
             self._last_key.popitem(last=False)
