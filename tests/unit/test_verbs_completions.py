@@ -14,7 +14,12 @@ import pytest
 from steertag.rdma.qp_state import QpState
 from steertag.verbs import CQ, CompChannel, Context, QPCap, QPInitAttr, SendWR, WcStatus
 from steertag.verbs.device import Progress
-from steertag.verbs.enums import IBV_SEND_SIGNALED, IBV_SEND_SOLICITED, IBV_WR_SEND
+from steertag.verbs.enums import (
+    IBV_EVENT_CQ_ERR,
+    IBV_SEND_SIGNALED,
+    IBV_SEND_SOLICITED,
+    IBV_WR_SEND,
+)
 from tests.sim.verbs import CAP, TIMEOUT, Side, connected
 
 MODES: list[Progress] = ["thread", "caller"]
@@ -257,9 +262,8 @@ def test_an_overrun_queue_says_so_and_ends_the_queue_pairs_that_use_it(progress:
         assert server.cmid.context.wait_for(lambda: rcq.overrun, TIMEOUT)
         assert server.cmid.qp.state is QpState.ERROR
         assert server.cmid.qp.end_reason == "completion queue overrun"
-        assert next(event for event, _ in server.cmid.context.rnic.async_events) == (
-            "IBV_EVENT_CQ_ERR"
-        )
+        event = server.cmid.context.get_async_event(TIMEOUT)
+        assert (event.event_type, event.element) == (IBV_EVENT_CQ_ERR, rcq)
         assert [wc.wr_id for wc in rcq.wait(10, 0)] == [0, 1]
         assert client.cmid.wait_disconnected(TIMEOUT)
 

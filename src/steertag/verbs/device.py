@@ -5,79 +5,49 @@ from __future__ import annotations
 import errno
 import secrets
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal
 
 from steertag.errors import os_error
+from steertag.rdma.qp import QueuePair
 from steertag.rdma.rnic import Rnic, RnicLimits
 from steertag.runtime.driver import Tap
 from steertag.runtime.loop import Loop
 from steertag.runtime.stream import Stream
+from steertag.verbs.addr import GID, device_gid
+from steertag.verbs.attr import (
+    GID_INDEX,
+    PKEY,
+    PORT,
+    DeviceAttr,
+    DeviceAttrEx,
+    GIDEntry,
+    PortAttr,
+    device_attr,
+    node_guid,
+)
+from steertag.verbs.enums import (
+    IBV_GID_TYPE_SYSFS_IB_ROCE_V1,
+    IBV_NODE_RNIC,
+    IBV_TRANSPORT_IWARP,
+)
+from steertag.verbs.events import EVENT_NUMBERS, AsyncEvent, AsyncEvents
+from steertag.verbs.managed import Managed
 
 if TYPE_CHECKING:
     from steertag.family import Stack
 
+__all__ = [
+    "DEVICE_NAME",
+    "PD",
+    "Context",
+    "Device",
+    "Managed",
+    "Progress",
+    "get_device_list",
+]
+
 DEVICE_NAME: Final = "steertag0"
 Progress = Literal["thread", "caller"]
-
-
-class Managed:
-    """A verbs object: closed by `close()` or by leaving its `with` block, once.
-
-    Closing closes first what was made from it, as in pyverbs; until then a parent holds its
-    children, so that dropping the last reference to one ends nothing.
-    """
-
-    close_rank = 0
-    """Among a parent's children: users before what they use."""
-
-    def __init__(self, parent: Managed | None) -> None:
-        self._parent = parent
-        self._children: list[Managed] = []
-        self._closed = False
-        if parent is not None:
-            parent._children.append(self)
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    @property
-    def children(self) -> tuple[Managed, ...]:
-        """What was made from it and is not closed yet, oldest first."""
-        return tuple(self._children)
-
-    def close(self) -> None:
-        """Give the object back. Closing twice is allowed. Raises OSError EBUSY while it is used."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            for child in sorted(self._children, key=lambda child: child.close_rank):
-                child.close()
-            self._close()
-        except OSError:
-            self._closed = False
-            raise
-        if self._parent is not None:
-            self._parent._children.remove(self)
-
-    def _close(self) -> None:
-        """What closing means for this kind of object."""
-
-    def flush(self) -> None:
-        """Send what is to be sent, where there is such a thing. Called with the lock held."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Context(Managed):
@@ -122,6 +92,13 @@ class Context(Managed):
         self.tap_for: Callable[[Stream], Tap | None] | None = None
         """Asked for a tap by every connection made in this Context, active or passive, before
         its first octet."""
+        self.num_comp_vectors = 1
+        self.address_handles = 0
+        self.completion_queues = 0
+        self.events = AsyncEvents(self.loop)
+        self.queue_pairs: dict[int, object] = {}
+        """The verbs' queue pairs by number, for the events of the core's."""
+        self.rnic.on_event = self._core_event
         self._announce()
         if progress == "thread":
             self.loop.start()
@@ -146,11 +123,91 @@ class Context(Managed):
         """
         return self.loop.wait_for(predicate, timeout)
 
+    # -- what the device says of itself --------------------------------------------------------
+
+    def query_device(self) -> DeviceAttr:
+        return device_attr(self.rnic.limits)
+
+    def query_device_ex(self) -> DeviceAttrEx:
+        return DeviceAttrEx(self.query_device())
+
+    def query_port(self, port_num: int = PORT) -> PortAttr:
+        """Raises OSError EINVAL for another port than 1, as everything that takes a port."""
+        _check_port(port_num)
+        return PortAttr()
+
+    def query_gid(self, port_num: int = PORT, index: int = GID_INDEX) -> GID:
+        """The device's GID; its table has this entry. Raises OSError EINVAL for another."""
+        _check_port(port_num)
+        _check_gid_index(index)
+        return device_gid()
+
+    def query_gid_type(self, port_num: int = PORT, index: int = GID_INDEX) -> int:
+        """As sysfs has it: IBV_GID_TYPE_SYSFS_IB_ROCE_V1, of which an RNIC's is one."""
+        self.query_gid(port_num, index)
+        return IBV_GID_TYPE_SYSFS_IB_ROCE_V1
+
+    def query_gid_ex(self, port_num: int = PORT, gid_index: int = GID_INDEX) -> GIDEntry:
+        raw = self.query_gid(port_num, gid_index).raw
+        return GIDEntry(int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big"))
+
+    def query_gid_table(self, max_entries: int) -> list[GIDEntry]:
+        """Every GID there is. Raises OSError EINVAL where `max_entries` are too few for them."""
+        if max_entries < 1:
+            raise os_error(errno.EINVAL, f"{max_entries} entries for a table of 1")
+        return [self.query_gid_ex()]
+
+    def query_pkey(self, port_num: int = PORT, index: int = 0) -> int:
+        """Raises OSError EINVAL for another index than 0."""
+        _check_port(port_num)
+        if index:
+            raise os_error(errno.EINVAL, f"P_Key index {index}; there is 0")
+        return PKEY
+
+    def get_pkey_index(self, port_num: int, pkey: int) -> int:
+        """Raises OSError EINVAL for a key that isn't in the table."""
+        if pkey != self.query_pkey(port_num):
+            raise os_error(errno.EINVAL, f"P_Key {pkey:#x}; there is {PKEY:#x}")
+        return 0
+
+    # -- asynchronous events -------------------------------------------------------------------
+
+    @property
+    def async_fd(self) -> int:
+        """Readable while an asynchronous event waits, for select, poll, epoll and asyncio."""
+        return self.events.fileno()
+
+    def get_async_event(self, timeout: float | None = None) -> AsyncEvent:
+        """Wait for the next asynchronous event (`ibv_get_async_event`).
+
+        Raises:
+            TimeoutError: none came within `timeout` seconds.
+            BlockingIOError: none is there, and `async_fd` was made non-blocking.
+        """
+        return self.events.get(timeout)
+
+    def _core_event(self, name: str, element: object) -> None:
+        """The core's own object stands for the one that the program has."""
+        if isinstance(element, QueuePair):
+            element = self.queue_pairs.get(element.qp_num, element)
+        self.events.post(EVENT_NUMBERS[name], element)
+
     def _close(self) -> None:
         self.loop.close()
+        self.events.close()
 
     def __repr__(self) -> str:
         return f"<Context {self.name} qps={len(self.rnic.qps)}>"
+
+
+def _check_port(port_num: int) -> None:
+    if port_num != PORT:
+        raise os_error(errno.EINVAL, f"port {port_num}; there is {PORT}")
+
+
+def _check_gid_index(index: int) -> None:
+    if index != GID_INDEX:
+        raise os_error(errno.EINVAL, f"GID index {index}; there is {GID_INDEX}")
 
 
 def _moves_by_itself(timeout: float | None) -> bool:
@@ -182,10 +239,23 @@ class PD(Managed):
 
 
 class Device:
-    """An entry of `get_device_list`."""
+    """An entry of `get_device_list` (`struct ibv_device`).
 
-    def __init__(self, name: str) -> None:
+    Attributes:
+        name: for `Context`.
+        node_type: IBV_NODE_RNIC.
+        transport_type: IBV_TRANSPORT_IWARP.
+        guid: the device's number.
+        index: its number among the devices.
+    """
+
+    node_type = IBV_NODE_RNIC
+    transport_type = IBV_TRANSPORT_IWARP
+
+    def __init__(self, name: str, index: int = 0) -> None:
         self.name = name
+        self.guid = node_guid()
+        self.index = index
 
     def __repr__(self) -> str:
         return f"Device({self.name!r}, node_type=IBV_NODE_RNIC, transport=IBV_TRANSPORT_IWARP)"
