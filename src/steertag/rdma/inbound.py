@@ -15,6 +15,10 @@ from typing import Final
 from steertag.errors import ProtocolError, WireError
 from steertag.rdma.constants import (
     ACCESS_LOCAL_WRITE,
+    ACCESS_REMOTE,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
     WC_FLAG_WITH_IMM,
     WC_FLAG_WITH_INV,
     WC_RECV,
@@ -97,6 +101,8 @@ class Inbound:
         self._counters = counters
         self.srq = srq
         self.ird = 0
+        self.access = ACCESS_REMOTE
+        """What the peer may do at all, whatever a region grants (IBV_QP_ACCESS_FLAGS)."""
         self.rq: deque[Rqe] = deque() if srq is None else srq.rq
         self.terminate: rdmap.Terminate | None = None
         """The peer's, once it came: nothing more is taken then."""
@@ -143,9 +149,7 @@ class Inbound:
             if opcode is rdmap.Opcode.WRITE:
                 if not length:
                     return []
-                return [
-                    self._table.write_target(header.stag, self._pd, self._qp_num, header.to, length)
-                ]
+                return [self.write_target(header.stag, header.to, length)]
             if opcode is rdmap.Opcode.READ_RESPONSE:
                 return self.admit_response(header.stag, header.to, length, header.last)
             raise _unexpected(opcode, "in a tagged segment")
@@ -167,6 +171,20 @@ class Inbound:
         else:
             raise _unexpected(opcode, f"on queue {header.qn}")
         return []
+
+    def write_target(self, stag: int, to: int, length: int) -> memoryview:
+        """Where an inbound Write's `length` octets go. Raises ProtocolError."""
+        self._check_right(ACCESS_REMOTE_WRITE, "remote write")
+        return self._table.write_target(stag, self._pd, self._qp_num, to, length)
+
+    def _check_right(self, right: int, name: str) -> None:
+        if not self.access & right:
+            raise ProtocolError(
+                rdmap.LAYER_RDMAP,
+                rdmap.ETYPE_PROTECTION,
+                rdmap.P_ACCESS,
+                f"{name}: the queue pair does not grant it",
+            )
 
     def _take_receive(self, opcode: rdmap.Opcode, stag: int) -> _Receive:
         if not self.rq:
@@ -336,6 +354,7 @@ class Inbound:
                 "Read Response would wrap the tagged offset",
             )
         if request.size:
+            self._check_right(ACCESS_REMOTE_READ, "remote read")
             self._table.read_source(
                 request.source_stag, self._pd, self._qp_num, request.source_to, request.size
             )
@@ -344,6 +363,7 @@ class Inbound:
 
     def _deliver_atomic_request(self, payload: memoryview) -> None:
         request = rdmap.AtomicRequest.parse(payload)
+        self._check_right(ACCESS_REMOTE_ATOMIC, "remote atomic")
         target = self._table.atomic_target(request.stag, self._pd, self._qp_num, request.to)
         if request.to % ATOMIC_LEN:
             raise ProtocolError(

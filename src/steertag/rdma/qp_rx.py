@@ -24,6 +24,7 @@ known only after it was placed, as on hardware: the connection ends with a Termi
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from steertag.errors import ProtocolError, WireError
@@ -92,6 +93,10 @@ class Receiver:
         self._end = 0
         self._need = _PREFIX_LEN
         self._lookahead = 0
+        self.taken = 0
+        """Octets of the stream in FPDUs that were dealt with whole: placed, delivered, answered."""
+        self.on_taken: Callable[[int], None] | None = None
+        """Called with `taken` after each read, where a peer wants to know."""
         self._ahead = 0
         self._run = 0
         # Of the segment that is being placed directly:
@@ -128,6 +133,13 @@ class Receiver:
     def received(self, octets: int) -> None:
         """The stream wrote `octets` into what `buffers` gave. Raises ProtocolError."""
         self._counters.rx_bytes += octets
+        try:
+            self._advance(octets)
+        finally:
+            if self.on_taken is not None:
+                self.on_taken(self.taken)
+
+    def _advance(self, octets: int) -> None:
         if self._tail:
             if self._plan and (octets := self._advance_foreseen(octets)) < 0:
                 return
@@ -195,7 +207,9 @@ class Receiver:
         """Take every FPDU that is whole in the buffer; begin direct placement of a large one."""
         buf, mv, pd, crc = self._buf, self._mv, self._pd, self.crc
         regions = self._table.regions
-        start, end = self._start, self._end
+        writable = self._inbound.access & ACCESS_REMOTE_WRITE
+        first = start = self._start
+        end = self._end
         staged = fpdus = 0
         try:
             while not self.ended:
@@ -208,6 +222,7 @@ class Receiver:
                 if available < size:
                     if size - available >= DIRECT_MIN:
                         if self._begin_direct(start, ulpdu, ctl, op, stag, to):
+                            first -= start
                             start = end = 0
                         break
                     self._need, self._lookahead = size - available, _PREFIX_LEN
@@ -222,7 +237,7 @@ class Receiver:
                         if (
                             region is not None
                             and region.pd == pd
-                            and region.access & ACCESS_REMOTE_WRITE
+                            and region.access & writable
                             and (at := to - region.base) >= 0
                             and at + length <= region.length
                         ):
@@ -232,7 +247,7 @@ class Receiver:
                         else:
                             self._note(start, ulpdu)
                             payload = start + _PREFIX_LEN
-                            target = self._table.write_target(stag, pd, self._qp_num, to, length)
+                            target = self._inbound.write_target(stag, to, length)
                             target[:] = mv[payload : payload + length]
                             staged += length
                 else:
@@ -242,6 +257,7 @@ class Receiver:
         finally:
             self._counters.staged_bytes += staged
             self._counters.rx_fpdus += fpdus
+            self.taken += start - first
         if self._tail:
             self._ahead = self._run = 0
         else:
@@ -312,7 +328,7 @@ class Receiver:
                 self._direct_last = bool(ctl & ddp.L_FLAG)
                 self._direct_header = None
                 if op == _OP_WRITE:
-                    placed = [self._table.write_target(stag, self._pd, self._qp_num, to, length)]
+                    placed = [self._inbound.write_target(stag, to, length)]
                 else:
                     placed = self._inbound.admit_response(stag, to, length, self._direct_last)
             else:
@@ -443,14 +459,18 @@ class Receiver:
             if value != CRC_FIELD.unpack_from(self._buf, crc_at)[0]:
                 self._placed = []
                 self._crc_error()
+        size = self._direct_length + self._tail
         self._start = self._tail
         self._tail = 0
         self._placed = []
         self._counters.rx_fpdus += 1
         if self._direct_header is not None:
             self._inbound.deliver(self._direct_header, self._direct_length, self._mv[:0])
-        elif self._direct_op != _OP_WRITE:
+            self.taken += _UNTAGGED_PREFIX_LEN + size
+            return
+        if self._direct_op != _OP_WRITE:
             self._inbound.deliver_response(self._direct_last, self._direct_length)
+        self.taken += _PREFIX_LEN + size
 
 
 def _mpa_error(code: int, detail: str) -> ProtocolError:

@@ -133,6 +133,9 @@ class Transmitter:
         self._response_last = False
         self.paused = False
         """Nothing new is taken off the send queue (SQD)."""
+        self.confirmed: int | None = None
+        """Octets of the stream that the peer has dealt with, where it tells (None: it doesn't).
+        Requests complete then, instead of when the stream took them."""
         self.send_msn = 1
         self.read_msn = 1
         self._atomic_response_msn = 1
@@ -282,7 +285,8 @@ class Transmitter:
 
     def complete_ready(self) -> None:
         """Complete, in order, the requests that are done."""
-        unfinished, sent = self._unfinished, self._sent
+        unfinished = self._unfinished
+        sent = self._sent if self.confirmed is None else self.confirmed
         while unfinished:
             end, wr_id, opcode, flags, length, read, status = unfinished[0]
             if end > sent or (read is not None and not read.done):
@@ -295,25 +299,28 @@ class Transmitter:
         """Complete every request that is left: the stream is gone.
 
         What was handed to the stream whole keeps its own status; the oldest Read that waits for
-        its response gets `read_status`, everything else WR_FLUSH_ERR.
+        its response gets `read_status`, everything else WR_FLUSH_ERR. Where the peer confirms
+        what it has dealt with, it is the oldest request that it hasn't that gets `read_status`.
         """
         if (current := self._current()) is not None:
             self.sq.appendleft(current)
         self._message = None
         self.complete_ready()
+        told = self.confirmed is not None
+        sent = self._sent if self.confirmed is None else self.confirmed
         for end, wr_id, opcode, flags, length, read, status in self._unfinished:
-            done = end <= self._sent and (read is None or read.done)
+            done = end <= sent and (read is None or read.done)
             if not done and status is WcStatus.SUCCESS:
                 status = WcStatus.WR_FLUSH_ERR
-                if read is not None:
+                if read is not None or told:
                     status, read_status = read_status, WcStatus.WR_FLUSH_ERR
             if flags & SEND_SIGNALED or status is not WcStatus.SUCCESS:
                 wc = WC(wr_id, status, WC_OF_WR[opcode], length, self._qp_num, vendor_err)
                 self._complete(wc)
         self._unfinished.clear()
-        for wr_id, opcode, *_ in self.sq:
-            wc = WC(wr_id, WcStatus.WR_FLUSH_ERR, WC_OF_WR[opcode], 0, self._qp_num, vendor_err)
-            self._complete(wc)
+        for wqe in self.sq:
+            status = read_status if told and wqe is current else WcStatus.WR_FLUSH_ERR
+            self._complete(WC(wqe[0], status, WC_OF_WR[wqe[1]], 0, self._qp_num, vendor_err))
         self.sq.clear()
         self.reads.clear()
         self.responses.clear()
