@@ -341,8 +341,9 @@ class Transmitter:
 
     def detach(self, owner: object) -> None:
         """Replace views of `owner`'s memory among the parts by copies: it is being deregistered."""
-        self._parts = _owned(self._parts, owner)
-        self._small = _owned(self._small, owner)
+        # In place: an invalidation may happen while parts are being gathered.
+        self._parts[:] = _owned(self._parts, owner)
+        self._small[:] = _owned(self._small, owner)
 
     # -- emission ------------------------------------------------------------------------------
 

@@ -182,4 +182,6 @@ class Rnic:
         qp.stream_lost("destroyed")
         if self.qps.pop(qp.qp_num, None) is not None:
             self.closed_counters.add(qp.counters)
+            if qp.srq is not None:
+                qp.srq.users -= 1
         self.pds[qp.pd].discard(qp)
