@@ -12,7 +12,17 @@ from steertag.rdma.connection import REPLY_TIMEOUT, REQUEST_TIMEOUT, Connection,
 from steertag.rdma.mpa_state import MpaState
 from steertag.rdma.qp_state import QpState
 from steertag.wire import mpa
-from tests.sim.ends import End, drain, feed, lone, pair, pattern, send_fpdu, write_fpdu
+from tests.sim.ends import (
+    End,
+    drain,
+    feed,
+    lone,
+    pair,
+    pattern,
+    send_fpdu,
+    terminates,
+    write_fpdu,
+)
 
 
 def initiator(offer: Offer | None = None) -> tuple[End, Connection]:
@@ -85,7 +95,6 @@ def test_a_request_carries_the_offer() -> None:
         ((2, 30), (4, 9), 4, 4, 2),  # each end's ORD is limited by what the other takes
         ((30, 2), (9, 9), 2, 2, 9),  # IRD beyond what the peer makes is of no use
         ((0, 0), (8, 8), 0, 0, 0),
-        ((mpa.MAX_IRD_ORD, mpa.MAX_IRD_ORD), (8, 6), 8, 8, 6),  # 0x3FFF: not negotiated
         ((5, 7), (mpa.MAX_IRD_ORD, mpa.MAX_IRD_ORD), 7, 7, 5),
     ],
 )
@@ -108,6 +117,35 @@ def test_ird_and_ord_are_limited_on_both_sides(
     assert (words.ird, words.ord) == (server_ird, server_ord)
 
 
+def test_an_initiator_that_negotiates_neither_ird_nor_ord_is_answered_alike() -> None:
+    """RFC 6581 section 9.1: all ones says that the applications see to the numbers."""
+    end, connection = responder()
+    feed(end, request(ird=mpa.MAX_IRD_ORD, ord=mpa.MAX_IRD_ORD))
+    connection.accept(end.qp, Offer(ird=8, ord=6))
+    octets = drain(end)
+    words = mpa.Enhanced.parse(frame_of(octets).private_data)
+    assert (words.ird, words.ord) == (mpa.MAX_IRD_ORD, mpa.MAX_IRD_ORD)
+    assert connection.agreement is not None
+    assert (connection.agreement.ird, connection.agreement.ord) == (8, 6)
+    client, active = initiator(Offer(ird=5, ord=4))
+    drain(client)
+    feed(client, octets)
+    assert active.agreement is not None
+    assert (active.agreement.ird, active.agreement.ord) == (5, 4)
+
+
+def test_a_peer_that_makes_more_reads_than_are_taken_is_told_so() -> None:
+    """RFC 6581 section 9.1: insufficient IRD is layer 2, type 0, code 6."""
+    end, connection = initiator(Offer(ird=4))
+    drain(end)
+    feed(end, reply(ird=1, ord=5))
+    assert (connection.state, connection.code) == (MpaState.FAILED, "ird")
+    (said,) = terminates(drain(end))
+    assert (said.layer, said.etype, said.code) == (2, 0, 6)
+    assert connection.closing
+    assert end.qp.state is QpState.INIT
+
+
 @pytest.mark.parametrize(
     ("asked", "answered", "used"),
     [(True, True, True), (True, False, True), (False, True, True), (False, False, False)],
@@ -125,6 +163,26 @@ def test_crc_is_used_as_soon_as_one_side_asks(asked: bool, answered: bool, used:
     framed = mpa.Fpdu.parse(joined.octets[0][-mpa.fpdu_len(18) :])
     assert framed is not None
     assert framed.crc == (framed.computed if used else 0)
+
+
+def test_a_reply_without_crc_is_refused_where_crc_is_required() -> None:
+    """Though RFC 5044 has CRCs used as soon as one side asks: siw's mpa_crc_required does so."""
+    end, connection = initiator(Offer(crc=False, crc_required=True))
+    assert frame_of(drain(end)).crc
+    feed(end, reply(crc=False))
+    assert (connection.state, connection.code) == (MpaState.FAILED, "crc")
+    assert drain(end) == b""
+    assert connection.closing
+
+
+def test_a_responder_that_requires_crc_answers_with_it_whatever_was_asked() -> None:
+    for asked in (False, True):
+        end, connection = responder()
+        feed(end, request(crc=asked))
+        connection.accept(end.qp, Offer(crc=False, crc_required=True))
+        assert frame_of(drain(end)).crc
+        assert end.qp.rx.crc
+        assert end.qp.tx.crc
 
 
 def test_private_data_goes_both_ways() -> None:
@@ -178,10 +236,13 @@ def test_a_revision_2_request_without_the_enhanced_flag_is_answered_alike() -> N
         {"private_data": bytes(513), "revision": 1},
         {"max_ulpdu": 127},
         {"max_ulpdu": mpa.MAX_ULPDU + 1},
+        {"rtr": ()},
+        {"rtr": ("write", "atomic")},
+        {"peer_to_peer": True, "revision": 1},
     ],
 )
-def test_an_offer_that_no_frame_can_hold_is_a_callers_error(fields: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"MPA|IRD|private|ULPDU"):
+def test_an_offer_that_no_frame_can_hold_is_a_callers_error(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"MPA|IRD|private|ULPDU|RTR"):
         Offer(**fields)  # type: ignore[arg-type]
 
 
@@ -230,6 +291,13 @@ def test_a_request_of_another_revision_ends_the_set_up_without_a_reply(revision:
     assert connection.closing
 
 
+def test_a_reply_without_ird_and_ord_to_a_request_with_them_ends_the_set_up() -> None:
+    end, connection = initiator()
+    drain(end)
+    feed(end, reply(enhanced=False))
+    assert (connection.state, connection.code) == (MpaState.FAILED, "garbled")
+
+
 @pytest.mark.parametrize("revision", [0, 1, 3])
 def test_a_reply_in_another_revision_than_asked_ends_the_set_up(revision: int) -> None:
     end, connection = initiator()
@@ -243,21 +311,6 @@ def test_a_reply_of_revision_2_to_a_request_of_revision_1_ends_the_set_up() -> N
     drain(end)
     feed(end, reply(revision=2))
     assert (connection.state, connection.code) == (MpaState.FAILED, "revision")
-
-
-def test_a_request_for_markers_is_rejected() -> None:
-    end, connection = responder()
-    feed(end, request(markers=True))
-    assert (connection.state, connection.code) == (MpaState.REJECTED, "markers")
-    assert frame_of(drain(end)).reject
-    assert connection.closing
-
-
-def test_a_reply_that_asks_for_markers_ends_the_set_up() -> None:
-    end, connection = initiator()
-    drain(end)
-    feed(end, reply(markers=True))
-    assert (connection.state, connection.code) == (MpaState.FAILED, "markers")
 
 
 GARBLED = {

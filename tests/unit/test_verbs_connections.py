@@ -181,7 +181,6 @@ ANSWERS = {
     "closed": (b"", errno.ECONNRESET),
     "garbled": (b"HTTP/1.1 400 Bad Request\r\n\r\n", errno.EPROTO),
     "revision": (mpa.StartFrame(reply=True, revision=3).emit(), errno.EPROTO),
-    "markers": (mpa.StartFrame(reply=True, markers=True).emit(), errno.EPROTO),
     "rejected": (
         mpa.StartFrame(reply=True, reject=True, private_data=b"sorry").emit(),
         errno.ECONNREFUSED,

@@ -1,4 +1,4 @@
-"""States of a connection's set-up (RFC 5044 section 7.1; Linux: `enum siw_cep_state`).
+"""States of a connection's set-up (RFC 5044 section 7.1, RFC 6581; Linux: `enum siw_cep_state`).
 
 Everything that changes the state goes through `step`. A (state, event) pair that is missing from
 TRANSITIONS is a bug of the caller; `docs/tools/draw_states.py` draws the table.
@@ -14,6 +14,7 @@ class MpaState(IntEnum):
     WAIT_REPLY = auto()  # initiator: the Request is on its way
     WAIT_REQUEST = auto()  # responder: the stream is up, nothing read yet
     REQUESTED = auto()  # responder: the application accepts or rejects
+    WAIT_RTR = auto()  # responder in peer-to-peer mode: accepted, ready-to-receive is to come
     ESTABLISHED = auto()  # FPDUs flow: the queue pair has the stream
     REJECTED = auto()  # a Reply with the R flag was sent or received
     FAILED = auto()  # wrong bytes, time-out, or the stream was lost
@@ -24,6 +25,8 @@ class MpaEvent(IntEnum):
     REPLY_RECEIVED = auto()
     REJECT_RECEIVED = auto()
     ACCEPT = auto()
+    ACCEPT_PEER_TO_PEER = auto()
+    RTR_RECEIVED = auto()
     REJECT = auto()
     FAIL = auto()
 
@@ -37,8 +40,11 @@ TRANSITIONS: Final[dict[tuple[MpaState, MpaEvent], MpaState]] = {
     (_S.WAIT_REQUEST, _E.REQUEST_RECEIVED): _S.REQUESTED,
     (_S.WAIT_REQUEST, _E.FAIL): _S.FAILED,
     (_S.REQUESTED, _E.ACCEPT): _S.ESTABLISHED,
+    (_S.REQUESTED, _E.ACCEPT_PEER_TO_PEER): _S.WAIT_RTR,
     (_S.REQUESTED, _E.REJECT): _S.REJECTED,
     (_S.REQUESTED, _E.FAIL): _S.FAILED,
+    (_S.WAIT_RTR, _E.RTR_RECEIVED): _S.ESTABLISHED,
+    (_S.WAIT_RTR, _E.FAIL): _S.FAILED,
     (_S.REJECTED, _E.FAIL): _S.REJECTED,
     (_S.FAILED, _E.FAIL): _S.FAILED,
 }

@@ -28,7 +28,7 @@ from steertag.rdma.memory import LocalProtectionError, StagTable
 from steertag.rdma.qp_rx import Receiver
 from steertag.rdma.qp_state import QpEvent, QpState, step
 from steertag.rdma.qp_tx import SMALL, Transmitter
-from steertag.rdma.requests import Sges, wqe_of
+from steertag.rdma.requests import PendingRead, Sges, wqe_of
 from steertag.rdma.srq import Rqe, SharedReceiveQueue
 from steertag.rdma.wr import SGE, RecvWR, SendWR
 from steertag.wire import ddp, mpa, rdmap
@@ -164,7 +164,7 @@ class QueuePair:
             if (
                 wr.opcode == WR_RDMA_WRITE
                 and 0 <= sge.length <= SMALL
-                and flags <= _PLAIN
+                and not flags & ~_PLAIN
                 and tx.write_now(wr.wr_id, flags, wr.rkey, wr.remote_addr, one)
             ):
                 return
@@ -212,6 +212,7 @@ class QueuePair:
             send_msn, recv_msn: of the first Send to go out and to come in: a ready-to-receive
                 frame may have had number 1.
             read_msn, request_msn: of the first Read Request to go out and to come in.
+                A ready-to-receive Read of ours has still to be answered.
         """
         self._step(QpEvent.CONNECTED)
         self.tx.crc = self.rx.crc = crc
@@ -220,11 +221,15 @@ class QueuePair:
         self.tx.max_ulpdu = max_ulpdu
         self.tx.send_msn, self.inbound.receive_msn = send_msn, recv_msn
         self.tx.read_msn, self.inbound.request_msn = read_msn, request_msn
+        if read_msn > 1:
+            # The Read Response to a ready-to-receive Read is still to come: to no memory of ours.
+            self.tx.reads.append(PendingRead(0, 0, 0))
 
     def close(self) -> None:
         """Disconnect in order: what is posted is sent first; `closing` then says when to close."""
+        ended = self.state is QpState.ERROR
         self._step(QpEvent.CLOSE)
-        if self.state is QpState.ERROR:
+        if self.state is QpState.ERROR and not ended:
             self._end("closed before it was connected")
         self._drained()
 
@@ -299,6 +304,10 @@ class QueuePair:
         clean = self.rx.between_messages and not self.tx.reads
         self._step(QpEvent.PEER_CLOSED)
         self._end("peer closed" if clean else "peer closed in the middle of a message")
+
+    def protocol_error(self, error: ProtocolError) -> None:
+        """What carries our FPDUs found the peer breaking its rules: a Terminate says so."""
+        self._protocol_error(error)
 
     def stream_lost(self, reason: str) -> None:
         """The stream broke (reset, time-out, ...)."""
@@ -387,6 +396,10 @@ class QueuePair:
             self._read_status = WcStatus.REM_ACCESS_ERR
         elif (terminate.layer, terminate.etype) == (rdmap.LAYER_RDMAP, rdmap.ETYPE_OPERATION):
             self._read_status = WcStatus.REM_OP_ERR
+        elif self.tx.confirmed is not None:
+            # What was refused is known then, whatever kind of request it is.
+            tagged = (terminate.layer, terminate.etype) == (ddp.LAYER_DDP, ddp.ETYPE_TAGGED)
+            self._read_status = WcStatus.REM_ACCESS_ERR if tagged else WcStatus.REM_OP_ERR
         self._step(QpEvent.TERMINATED)
         self._end(
             f"peer sent a Terminate: layer {terminate.layer}, type {terminate.etype},"

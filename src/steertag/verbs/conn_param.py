@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from steertag.rdma.connection import DEFAULT_IRD, DEFAULT_ORD, Offer
+from steertag.rdma.rtr import RTR_KINDS, RtrKind
 from steertag.wire import mpa
 
 MAX_RETRY: Final = 7
@@ -27,6 +29,14 @@ class ConnParam:
         crc: ask for CRC32C; it is in use as soon as one side asks.
         mpa_revision: 2, or 1 for a peer that knows no other.
         max_ulpdu: octets of a ULPDU sent at most; some hardware takes no more than 16 KiB.
+        crc_required: ask for CRC32C, and connect to no peer whose Reply leaves it out.
+        markers: have the peer put MPA markers into what it sends (RFC 5044 section 4.3).
+        peer_to_peer: the connecting side's RNIC sends a first message of its own, so that the
+            accepting side's program can be the first to send (RFC 6581 section 9.2).
+        rtr: the kinds of first message that this side knows, the preferred one first: "write",
+            "read", "send"; None: these three. The connecting side offers them, the accepting one chooses.
+        revision_fallback: connect again in MPA revision 1, with a warning, where the peer turns out
+            not to know revision 2.
     """
 
     def __init__(
@@ -46,6 +56,11 @@ class ConnParam:
         crc: bool = True,
         mpa_revision: int = 2,
         max_ulpdu: int = mpa.MAX_ULPDU - 1,
+        crc_required: bool = False,
+        markers: bool = False,
+        peer_to_peer: bool = False,
+        rtr: Sequence[RtrKind] | None = None,
+        revision_fallback: bool = False,
     ) -> None:
         self.responder_resources = resources if responder_resources is None else responder_resources
         self.initiator_depth = depth if initiator_depth is None else initiator_depth
@@ -59,6 +74,11 @@ class ConnParam:
         self.crc = crc
         self.mpa_revision = mpa_revision
         self.max_ulpdu = max_ulpdu
+        self.crc_required = crc_required
+        self.markers = markers
+        self.peer_to_peer = peer_to_peer
+        self.rtr = RTR_KINDS if rtr is None else tuple(rtr)
+        self.revision_fallback = revision_fallback
 
     @property
     def qpn(self) -> int:
@@ -82,6 +102,11 @@ class ConnParam:
             ord=self.initiator_depth,
             revision=self.mpa_revision,
             max_ulpdu=self.max_ulpdu,
+            crc_required=self.crc_required,
+            markers=self.markers,
+            peer_to_peer=self.peer_to_peer,
+            rtr=self.rtr,
+            revision_fallback=self.revision_fallback,
         )
 
     def __repr__(self) -> str:
