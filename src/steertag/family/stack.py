@@ -51,6 +51,7 @@ class Stack:
         sockfs: the SOCKET layer's open descriptors, by inode.
         observers: called with every RNIC (`verbs.Context`) that is opened over the Stack, before
             it has a connection. They may keep it, give it a `tap_for`, and may not raise.
+        generic: what other subsystems keep per Stack, by their name (Linux: `net_generic`).
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Stack:
         self.devices: dict[str, object] = {}
         self.sockfs: dict[int, object] = {}
         self.observers: list[Callable[[object], None]] = []
+        self.generic: dict[str, object] = {}
         self._families: dict[int, NetProtoFamily] = {}
         self._users: dict[int, int] = {}
         self._load_family = load_family
