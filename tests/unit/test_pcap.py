@@ -66,6 +66,33 @@ def test_an_end_that_accepted_records_itself_as_the_server(tmp_path: Path) -> No
     assert (stream.sent, stream.received) == (b"from the client", b"from the server")
 
 
+@pytest.mark.parametrize(
+    ("local", "remote"), [("2001:db8::1", "2001:db8::2"), ("fe80::1%eth0", "fe80::2%eth0")]
+)
+def test_a_connection_over_ipv6_reads_back(local: str, remote: str) -> None:
+    file = io.BytesIO()
+    tap = PcapWriter(file).tap(Endpoint(local, 1), Endpoint(remote, 2))
+    tap.sent(b"question")
+    tap.received(b"answer")
+    tap.close()
+    file.seek(0)
+    (stream,) = tcp_streams(file)
+    assert stream.client == (local.partition("%")[0], 1)
+    assert (stream.sent, stream.received, stream.complete) == (b"question", b"answer", True)
+
+
+def test_an_ipv4_address_in_ipv6_notation_is_recorded_as_ipv4() -> None:
+    file = io.BytesIO()
+    PcapWriter(file).tap(Endpoint("::ffff:10.0.0.1", 40000), SERVER).sent(b"x")
+    file.seek(0)
+    assert tcp_streams(file)[0].client == CLIENT
+
+
+def test_ends_of_different_address_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="different families"):
+        PcapWriter(io.BytesIO()).tap(CLIENT, Endpoint("2001:db8::2", 7471))
+
+
 def test_a_view_of_wider_items_is_recorded_as_its_octets() -> None:
     file = io.BytesIO()
     PcapWriter(file).tap(CLIENT, SERVER).sent(memoryview(b"12345678").cast("I"))
@@ -95,6 +122,15 @@ def test_every_checksum_written_adds_up_to_all_ones() -> None:
         pseudo = ip[12:20] + struct.pack("!BBH", 0, 6, len(tcp))
         assert folded(ip) == 0xFFFF
         assert folded(pseudo + tcp + b"\0" * (len(tcp) % 2)) == 0xFFFF
+
+
+def test_the_checksum_over_ipv6_adds_up_to_all_ones() -> None:
+    file = io.BytesIO()
+    PcapWriter(file).tap(Endpoint("2001:db8::1", 1), Endpoint("2001:db8::2", 2)).sent(b"odd")
+    for packet in packets_of(file.getvalue()):
+        ip, tcp = packet.octets[14:54], packet.octets[54:]
+        whole = ip[8:40] + struct.pack("!II", len(tcp), 6) + tcp + b"\0" * (len(tcp) % 2)
+        assert sum(struct.unpack(f"!{len(whole) // 2}H", whole)) % 0xFFFF == 0
 
 
 def test_packets_out_of_order_and_sent_twice_reassemble() -> None:

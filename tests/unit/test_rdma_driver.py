@@ -23,12 +23,16 @@ class Recorder:
     def __init__(self) -> None:
         self.out = bytearray()
         self.into = bytearray()
+        self.closed = False
 
     def sent(self, data: bytes) -> None:
         self.out += data
 
     def received(self, data: bytes) -> None:
         self.into += data
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def test_two_queue_pairs_that_know_each_other_talk_without_a_set_up() -> None:
@@ -74,7 +78,9 @@ def test_a_listener_asks_for_a_tap_on_each_connection() -> None:
         answer = peer.recv(100)
     (tap,) = taps.values()
     assert (bytes(tap.into), bytes(tap.out)) == (request, answer)
+    assert not tap.closed
     with loop.lock:
         driver.close()
         listener.close()
+    assert tap.closed
     loop.close()

@@ -2,7 +2,7 @@
 
 An RNIC over the host's TCP has no packets of its own to record, and capturing the host's needs
 privileges. `StreamTap` therefore makes packets of the octets that a connection sent and received:
-Ethernet, IPv4 and TCP headers with right sequence numbers and checksums, which Wireshark
+Ethernet, IP and TCP headers with right sequence numbers and checksums, which Wireshark
 reassembles like any others. Their boundaries are the tap's, not those of the real segments.
 
 `read_pcap` and `tcp_streams` are the way back, for captures of whatever origin
@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address, ip_address
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
@@ -50,10 +50,13 @@ _FILE_HEADER: Final = struct.Struct("<IHHiIII")
 _RECORD: Final = struct.Struct("<IIII")  # seconds, fraction, octets captured, octets on the wire
 
 _ETHERNET: Final = struct.Struct("!6s6sH")
-_ETHERTYPE_IPV4: Final = 0x0800
+_ETHERTYPE: Final = {4: 0x0800, 16: 0x86DD}  # by an address's length
 _IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
 _TCP: Final = struct.Struct("!HHIIBBHHH")
-_PSEUDO: Final = struct.Struct("!4s4sBBH")
+_PSEUDO: Final = struct.Struct("!BBH")
+_IPV6: Final = struct.Struct("!IHBB16s16s")
+_IPV6_PSEUDO: Final = struct.Struct("!II")
+_VERSION_6: Final = 6 << 28
 _PROTO_TCP: Final = 6
 _DONT_FRAGMENT: Final = 0x4000
 _FIN: Final = 0x01
@@ -111,7 +114,8 @@ class PcapWriter:
             initiator: `local` opened the connection.
             mss: octets of payload to a packet, at most 65495.
 
-        Raises ValueError for an address that is not IPv4 or an `mss` out of range.
+        Raises ValueError for an address that is neither IPv4 nor IPv6, two of different kinds, or
+        an `mss` out of range.
         """
         return StreamTap(self, local, remote, initiator=initiator, mss=mss)
 
@@ -155,6 +159,29 @@ class _Half:
     fin_sent: bool = False
 
 
+def _packed(host: str) -> bytes:
+    """An address in network order; one of IPv4 also where it is written as IPv6's sockets do."""
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.packed
+    return address.packed
+
+
+def _pseudo_header(source: bytes, sink: bytes, tcp_len: int) -> bytes:
+    """RFC 9293 section 3.1; for IPv6, RFC 8200 section 8.1."""
+    if len(source) == 4:
+        return source + sink + _PSEUDO.pack(0, _PROTO_TCP, tcp_len)
+    return source + sink + _IPV6_PSEUDO.pack(tcp_len, _PROTO_TCP)
+
+
+def _ip_header(source: bytes, sink: bytes, tcp_len: int, ip_id: int) -> bytes:
+    if len(source) != 4:
+        return _IPV6.pack(_VERSION_6, tcp_len, _PROTO_TCP, 64, source, sink)
+    head = (0x45, 0, _IPV4.size + tcp_len, ip_id, _DONT_FRAGMENT, 64, _PROTO_TCP)
+    header = _IPV4.pack(*head, 0, source, sink)
+    return _IPV4.pack(*head, _internet_checksum(header), source, sink)
+
+
 class StreamTap:
     """One TCP connection in a capture; made by `PcapWriter.tap`.
 
@@ -180,8 +207,10 @@ class StreamTap:
         self._writer = writer
         self._mss = mss
         self._ip_id = 0
-        self._local = _Half(b"\x02\0\0\0\0\x01", IPv4Address(local[0]).packed, local[1], 1000)
-        self._remote = _Half(b"\x02\0\0\0\0\x02", IPv4Address(remote[0]).packed, remote[1], 5000)
+        self._local = _Half(b"\x02\0\0\0\0\x01", _packed(local[0]), local[1], 1000)
+        self._remote = _Half(b"\x02\0\0\0\0\x02", _packed(remote[0]), remote[1], 5000)
+        if len(self._local.address) != len(self._remote.address):
+            raise ValueError(f"{local[0]} and {remote[0]} are of different families")
         first, second = self._local, self._remote
         if not initiator:
             first, second = second, first
@@ -218,14 +247,12 @@ class StreamTap:
         tcp_len = _TCP.size + len(options) + len(payload)
         fields = (source.port, sink.port, source.snd_nxt, ack)
         offset = (_TCP.size + len(options)) // 4 << 4
-        pseudo = _PSEUDO.pack(source.address, sink.address, 0, _PROTO_TCP, tcp_len)
         tcp = _TCP.pack(*fields, offset, flags, 0xFFFF, 0, 0)
+        pseudo = _pseudo_header(source.address, sink.address, tcp_len)
         checksum = _internet_checksum(pseudo, tcp, options, payload)
         tcp = _TCP.pack(*fields, offset, flags, 0xFFFF, checksum, 0)
-        head = (0x45, 0, _IPV4.size + tcp_len, self._ip_id, _DONT_FRAGMENT, 64, _PROTO_TCP)
-        ip = _IPV4.pack(*head, 0, source.address, sink.address)
-        ip = _IPV4.pack(*head, _internet_checksum(ip), source.address, sink.address)
-        ethernet = _ETHERNET.pack(sink.mac, source.mac, _ETHERTYPE_IPV4)
+        ip = _ip_header(source.address, sink.address, tcp_len, self._ip_id)
+        ethernet = _ETHERNET.pack(sink.mac, source.mac, _ETHERTYPE[len(source.address)])
         self._writer.write_packet(ethernet, ip, tcp, options, payload)
         self._ip_id = (self._ip_id + 1) & 0xFFFF
         used = len(payload) + (1 if flags & (SYN | _FIN) else 0)

@@ -32,6 +32,7 @@ class Tap(Protocol):
 
     def sent(self, data: bytes) -> None: ...
     def received(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
 
 
 TapFor = Callable[[Stream], Tap | None]
@@ -178,6 +179,8 @@ class StreamDriver:
         self.closed = True
         self._loop.remove(self)
         self._stream.close()
+        if self._tap is not None:
+            self._tap.close()
         self.connection.engine.stream_lost("closed")
         self._loop.notify()
         if self.on_close is not None:
