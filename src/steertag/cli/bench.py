@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import click
 
+from steertag.cli.record import pcap_option
+
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _MAX_SIZE: Final = 1 << 30
 _DEFAULT_SIZE: Final = 64 * 1024
@@ -56,6 +58,7 @@ class Octets(click.ParamType[int]):
     help="Rounds of each, in turns; figures are medians.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@pcap_option
 def bench(
     op: str,
     size: int | None,

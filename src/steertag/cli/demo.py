@@ -10,6 +10,7 @@ import click
 
 from steertag.cli.bench import Octets, columns
 from steertag.cli.output import reader_left
+from steertag.cli.record import pcap_option
 
 _NEXT: Final = """\
 What to try next
@@ -35,6 +36,7 @@ What to try next
     help="Where the files go for the time of the run (default: memory if there is room).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@pcap_option
 def demo(size: int, runs: int, directory: Path | None, as_json: bool) -> None:
     """Move a file between a server and a client process over four paths; show what each costs."""
     from steertag.perf.demo import DemoOptions, run

@@ -16,6 +16,7 @@ from typing import NoReturn, NotRequired, ParamSpec, TypedDict, Unpack
 import click
 
 from steertag.cli import output
+from steertag.cli.record import CaptureFailed, pcap_option
 from steertag.transfer.auth import (
     TOKEN_FILE_VARIABLE,
     default_token_path,
@@ -67,6 +68,8 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
             command(*args, **kwargs)
         except TransferError as error:
             _fail(error.code, error.message, as_json)
+        except CaptureFailed as error:
+            _fail(ExitCode.FAILURE, error.message, as_json)
         except KeyboardInterrupt:
             _fail(ExitCode.INTERRUPTED, "interrupted; nothing was replaced", as_json)
         except OSError as error:
@@ -187,6 +190,7 @@ def _connect(
 @click.argument("dest", required=False, type=click.Path(readable=False))
 @_move_options
 @_one_line_errors
+@pcap_option
 def get(
     url: str,
     dest: str | None,
@@ -222,6 +226,7 @@ def get(
 @click.argument("url")
 @_move_options
 @_one_line_errors
+@pcap_option
 def put(
     file: Path,
     url: str,
@@ -360,6 +365,7 @@ def _details(entry: Entry) -> str:
 @click.option("-q", "--quiet", is_flag=True, help="Do not log what clients do.")
 @_json_option
 @_one_line_errors
+@pcap_option
 def serve(
     directory: Path,
     bind: str,
