@@ -865,6 +865,16 @@ def test_a_queue_pair_in_error_flushes_and_one_that_was_reset_begins_anew() -> N
     assert ids(client.sent()) == [(3, OK)]
 
 
+def test_closing_a_queue_pair_that_has_ended_changes_nothing() -> None:
+    reasons: list[str] = []
+    end = End()
+    end.qp = end.rnic.create_qp(end.pd, end.scq, end.rcq, CAP, reasons.append)
+    end.qp.connected(crc=True, ird=1, ord=1, held=False, max_ulpdu=65534)
+    end.qp.stream_lost("reset")
+    end.qp.close()
+    assert (reasons, end.qp.end_reason) == (["reset"], "reset")
+
+
 def test_a_change_of_state_that_there_is_none_of_is_a_state_error() -> None:
     end = lone()
     for state in (QpState.RESET, QpState.INIT, QpState.CLOSING, QpState.TERMINATE):

@@ -245,4 +245,6 @@ def _atomic(wr: SendWR, length: int) -> rdmap.AtomicRequest:
 def _inline(sges: Sges, table: StagTable, pd: int) -> bytes:
     """The payload as it is now. Its memory needn't be registered under the element's lkey: what
     lies at the address in any region of the domain is taken."""
-    return b"".join(table.octets_at(addr, length, lkey, pd) for addr, length, lkey in sges)
+    return b"".join(
+        table.octets_at(addr, length, lkey, pd) for addr, length, lkey in sges if length
+    )
