@@ -8,8 +8,8 @@ from steertag.observe.pcap import StreamTap
 from steertag.rdma.connection import Connection, Offer
 from steertag.rdma.constants import (
     ACCESS_LOCAL_WRITE,
-    ACCESS_REMOTE_READ,
-    ACCESS_REMOTE_WRITE,
+    ACCESS_REMOTE,
+    ACCESS_REMOTE_INVALIDATE,
 )
 from steertag.rdma.cq import WC, CompletionQueue
 from steertag.rdma.memory import Region
@@ -18,7 +18,7 @@ from steertag.rdma.qp import QpCap
 from steertag.rdma.rnic import Rnic
 from steertag.rdma.wr import SGE, RecvWR, SendWR
 
-ALL_ACCESS = ACCESS_LOCAL_WRITE | ACCESS_REMOTE_READ | ACCESS_REMOTE_WRITE
+ALL_ACCESS = ACCESS_LOCAL_WRITE | ACCESS_REMOTE | ACCESS_REMOTE_INVALIDATE
 
 
 class End:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import struct
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +15,22 @@ import pytest
 from steertag import verbs
 from steertag.observe.pcap import Endpoint, PcapWriter
 from steertag.rdma.connection import Offer
-from steertag.rdma.constants import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND, WcStatus
+from steertag.rdma.constants import (
+    WR_ATOMIC_CMP_AND_SWP,
+    WR_ATOMIC_FETCH_AND_ADD,
+    WR_RDMA_READ,
+    WR_RDMA_WRITE,
+    WR_SEND,
+    WR_SEND_WITH_IMM,
+    WR_SEND_WITH_INV,
+    WcStatus,
+)
+from steertag.rdma.qp_state import QpState
+from steertag.rdma.wr import SendWR
 from steertag.wire.rdmap import Opcode
 from tests.interop.rnic_pair import Pair
 from tests.interop.tshark import judge
+from tests.support import require_tool
 from tests.wire.mpa_stream import connections
 
 CLIENT = Endpoint("10.0.0.1", 40000)
@@ -85,6 +99,63 @@ def test_traffic_of_the_rnic_is_well_formed_and_every_crc_is_good(
     assert all(segment.octets == segment.emitted(crc=True) for segment in segments)
     assert connection.client.start.private_data.endswith(b"a file, please")
     assert connection.server.start.private_data.endswith(b"here it is")
+
+
+def fields(path: Path, opcode: Opcode, *names: str) -> list[list[int]]:
+    """What tshark reads in the fields of each FPDU with an opcode."""
+    done = subprocess.run(
+        [
+            require_tool("tshark"),
+            *("--disable-protocol", "rpcordma", "-r", str(path), "-T", "fields"),
+            *("-Y", f"iwarp_rdma.opcode == {int(opcode)}"),
+            *(option for name in names for option in ("-e", name)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return [[int(value, 0) for value in line.split("\t")] for line in done.stdout.splitlines()]
+
+
+def test_atomic_operations_and_invalidation_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    path = tmp_path / "rnic.pcap"
+    with PcapWriter(path) as writer:
+        pair = Pair(writer.tap(CLIENT, SERVER), Offer(), Offer())
+        client, server = pair.client, pair.server
+        region = server.region
+        server.memory[:8] = (40).to_bytes(8, sys.byteorder)
+        for opcode, operand, swap in (
+            (WR_ATOMIC_FETCH_AND_ADD, 2, 0),
+            (WR_ATOMIC_CMP_AND_SWP, 42, 7),
+        ):
+            wr = SendWR(sg=[client.sge(0, 8)], opcode=opcode)
+            wr.set_wr_atomic(region.stag, region.base, operand, swap)
+            client.qp.post_send(wr)
+            pair.run()
+        server.post_recv(0, 0)
+        server.post_recv(0, 100)
+        client.qp.post_send(SendWR(opcode=WR_SEND_WITH_IMM, imm_data=5))
+        client.qp.post_send(
+            SendWR(sg=[client.sge(0, 10)], opcode=WR_SEND_WITH_INV, invalidate_rkey=region.stag)
+        )
+        pair.run()
+    assert server.qp.state is QpState.RTS
+    verdict = judge(path)
+    fpdus = client.qp.counters.tx_fpdus + server.qp.counters.tx_fpdus
+    assert (verdict.good, verdict.bad, verdict.malformed) == (fpdus, 0, 0)
+    place = ("atomic.remote_stag", "atomic.remote_tagged_offset", "atomic.request_identifier")
+    requests = fields(path, Opcode.ATOMIC_REQUEST, *(f"iwarp_rdma.{name}" for name in place))
+    assert requests == [[region.stag, region.base, 0], [region.stag, region.base, 1]]
+    assert "Add Data: 2" in verdict.text
+    assert "Swap Data: 7" in verdict.text
+    assert "Compare Data: 42" in verdict.text
+    answer = "iwarp_rdma.atomic.original_remote_data_value"
+    assert fields(path, Opcode.ATOMIC_RESPONSE, "iwarp_ddp.qn", "iwarp_ddp.msn", answer) == [
+        [3, 1, 40],
+        [3, 2, 42],
+    ]
+    assert fields(path, Opcode.SEND_INVALIDATE, "iwarp_rdma.inval_stag") == [[region.stag]]
 
 
 def test_traffic_without_crc_is_well_formed(tmp_path: Path) -> None:
