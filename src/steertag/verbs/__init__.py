@@ -6,7 +6,10 @@ was made from it.
 
 from steertag.rdma.constants import WcStatus
 from steertag.rdma.counters import Counters
-from steertag.verbs.cmid import CMID, AddrInfo, ConnectError
+from steertag.verbs.addrinfo import AddrInfo
+from steertag.verbs.cm_error import ConnectError
+from steertag.verbs.cm_event import CMEvent, CMEventChannel, CMEventType
+from steertag.verbs.cmid import CMID
 from steertag.verbs.conn_param import ConnParam
 from steertag.verbs.cq import CQ, WC, CompChannel
 from steertag.verbs.device import PD, Context, Device, get_device_list
@@ -23,6 +26,9 @@ __all__ = [
     "SGE",
     "WC",
     "AddrInfo",
+    "CMEvent",
+    "CMEventChannel",
+    "CMEventType",
     "CompChannel",
     "ConnParam",
     "ConnectError",

@@ -1,129 +1,134 @@
-"""Connections (pyverbs: `cmid`; librdmacm's `rdma_create_ep`, `rdma_connect`, ...).
+"""Connections (pyverbs: `cmid`; librdmacm's `rdma_create_id`, `rdma_connect`, ...).
 
-The calls here are the synchronous ones: each waits for what it asks for.
+A CMID without an event channel is synchronous: its calls wait for what they ask for, as after
+`rdma_create_ep`. With a channel they begin it, and an event tells how it ended.
 """
 
 from __future__ import annotations
 
 import errno
-import socket as host
-import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from steertag.errors import os_error
-from steertag.rdma.connection import (
-    REPLY_TIMEOUT,
-    REQUEST_TIMEOUT,
-    Connection,
-)
-from steertag.rdma.constants import WR_RDMA_READ, WR_RDMA_WRITE, WR_SEND
-from steertag.rdma.cq import WC
+from steertag.rdma.connection import REPLY_TIMEOUT, REQUEST_TIMEOUT, Connection, Offer
 from steertag.rdma.mpa_state import MpaState
-from steertag.rdma.wr import SGE, RecvWR, SendWR
+from steertag.runtime.connector import ConnectingSocket, Connector, Target
 from steertag.runtime.driver import StreamDriver, Tap
 from steertag.runtime.listener import Listener, respond
 from steertag.runtime.stream import Stream
+from steertag.verbs.addrinfo import AddrInfo
+from steertag.verbs.cm_address import AddressedId, names_of
+from steertag.verbs.cm_error import ConnectError, event_of
+from steertag.verbs.cm_event import CMEvent, CMEventChannel, CMEventType, Report
+from steertag.verbs.cm_listener import DEFAULT_BACKLOG, RequestQueue, bind, peer_param, wildcard
+from steertag.verbs.cm_state import CmCall, CmState, step
 from steertag.verbs.conn_param import ConnParam
-from steertag.verbs.cq import CQ
-from steertag.verbs.device import PD, Context, Managed
+from steertag.verbs.device import DEVICE_NAME, PD, Context
 from steertag.verbs.enums import RAI_PASSIVE, RDMA_PS_TCP
-from steertag.verbs.mr import MR
 from steertag.verbs.qp import QP, QPInitAttr
 
-if TYPE_CHECKING:
-    from steertag.socket import socket as Socket  # noqa: N812
+__all__ = ["CMID", "AddrInfo", "ConnParam", "ConnectError"]
 
-_BACKLOG: Final = 128
-_ERRNO_OF: Final = {
-    "rejected": errno.ECONNREFUSED,
-    "timeout": errno.ETIMEDOUT,
-    "closed": errno.ECONNRESET,
-    "lost": errno.ECONNRESET,
-    "garbled": errno.EPROTO,
-    "revision": errno.EPROTO,
-    "markers": errno.EPROTO,
-}
+_E: Final = CMEventType
 
 
-class ConnectError(OSError):
-    """A connection could not be set up.
-
-    Attributes:
-        errno: ECONNREFUSED (rejected), ETIMEDOUT, ECONNRESET or EPROTO (no iWARP peer there).
-        code: rejected, timeout, closed, lost, garbled, revision or markers.
-        private_data: the peer's, with a rejection.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(_ERRNO_OF.get(connection.code, errno.EPROTO), connection.reason)
-        self.code = connection.code
-        self.private_data = connection.private_data
-
-
-class AddrInfo:
-    """Where to connect to, or to listen (`rdma_getaddrinfo`).
-
-    Args:
-        src, src_service: host and port to listen on, or to connect from.
-        dst, dst_service: host and port to connect to.
-        port_space: RDMA_PS_TCP.
-        flags: RAI_PASSIVE for listening.
-    """
-
-    def __init__(
-        self,
-        src: str | None = None,
-        dst: str | None = None,
-        src_service: str | int | None = None,
-        dst_service: str | int | None = None,
-        port_space: int = RDMA_PS_TCP,
-        flags: int = 0,
-    ) -> None:
-        if port_space != RDMA_PS_TCP:
-            raise os_error(errno.EPROTONOSUPPORT, f"port space {port_space:#x}; it is RDMA_PS_TCP")
-        self.src, self.dst = src, dst
-        self.src_service, self.dst_service = src_service, dst_service
-        self.flags = flags
-
-    @property
-    def passive(self) -> bool:
-        return bool(self.flags & RAI_PASSIVE)
-
-
-class CMID(Managed):
+class CMID(AddressedId):
     """A connection, or a listener for them (`struct rdma_cm_id`).
 
     Args:
-        creator: the address; None for an identifier that a listener or `adopt_*` makes.
+        creator: an AddrInfo: synchronous, to connect or to listen there (`rdma_create_ep`);
+            a CMEventChannel: asynchronous, its events come there (`rdma_create_id`);
+            a CMEvent: the peer's connection request that it tells of; None: for a stream that is
+            there already (`adopt_active`, `adopt_passive`).
         qp_init_attr: the QP to make; missing completion queues are made with it.
-        pd: its protection domain; None opens a Context and a domain of the CMID's own.
+        pd: its protection domain; None: the listener's or the channel's, or a Context and a
+            domain of the CMID's own.
+        port_space: RDMA_PS_TCP.
+        listen_id: the listener, with a CMEvent; None: the event knows it.
 
     Attributes:
         qp: the queue pair, once there is one.
-        private_data: the peer's, once its Request or Reply is here.
+        state: a `CmState`.
+        options: as `set_option` left them.
+        unacknowledged: events that were got and not acknowledged.
+
+    Raises:
+        OSError: EPROTONOSUPPORT for another port space; EINVAL for an event without a request, or
+            a listener or domain that doesn't fit it.
+        TypeError: for another kind of creator.
     """
 
     def __init__(
         self,
-        creator: AddrInfo | None = None,
+        creator: AddrInfo | CMEventChannel | CMEvent | None = None,
         qp_init_attr: QPInitAttr | None = None,
         pd: PD | None = None,
+        port_space: int = RDMA_PS_TCP,
+        listen_id: CMID | None = None,
     ) -> None:
-        self._own_context: Context | None = None
-        self._own_cqs: list[CQ] = []
+        if port_space != RDMA_PS_TCP:
+            raise os_error(errno.EPROTONOSUPPORT, f"port space {port_space:#x}; it is RDMA_PS_TCP")
+        listener = request = None
+        if isinstance(creator, CMEvent):
+            listener = creator.listener_for(listen_id, pd)
+            request = creator.take_request()
+        own = None
         if pd is None:
-            self._own_context = Context()
-            pd = PD(self._own_context)
-        self.pd = pd
-        self.context: Context = pd.context
-        self.qp: QP | None = None
-        self._address = creator
-        self._qp_init_attr = qp_init_attr if qp_init_attr is not None else QPInitAttr()
-        self._listener: Listener | None = None
-        self._listening: Socket | None = None
+            pd = _domain_of(creator, listener)
+        if pd is None:
+            own = Context()
+            pd = PD(own)
+        init = qp_init_attr or (listener.qp_init_attr if listener is not None else QPInitAttr())
+        super().__init__(pd, init)
+        self.port_space = port_space
+        self._own_context = own
+        self._requests: RequestQueue | None = None
+        self._connector: Connector | None = None
         self._connection: Connection | None = None
-        self._driver: StreamDriver | None = None
-        super().__init__(pd)
+        self._active = False
+        self._under_way = False
+        self._established = False
+        self._answering = False
+        self._disconnect_told = False
+        self._failure: OSError | None = None
+        if isinstance(creator, AddrInfo):
+            self.address = creator
+            self._enter(CmCall.BIND_ADDR if creator.passive else CmCall.CREATE_EP)
+        elif isinstance(creator, CMEventChannel):
+            self._join(creator)
+        elif isinstance(creator, CMEvent):
+            assert listener is not None
+            assert request is not None
+            self._join(listener.event_channel)
+            creator.claimed_by(self)
+            with self.context.loop.lock:
+                self._take_request(listener, *request)
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def dev_name(self) -> str:
+        return self.context.name or DEVICE_NAME
+
+    @property
+    def port_num(self) -> int:
+        """The device's port: 1, there is only one."""
+        return 1
+
+    @property
+    def private_data(self) -> bytes:
+        """The peer's, once its Request or Reply is here."""
+        return b"" if self._connection is None else self._connection.private_data
+
+    @property
+    def crc(self) -> bool:
+        """CRC32C is in use on this connection."""
+        return self._connection is not None and self._connection.crc
+
+    @property
+    def disconnected(self) -> bool:
+        """There is no stream, or it is closed; every request has completed."""
+        return self._connector is None and (self._driver is None or self._driver.closed)
 
     # -- active side ---------------------------------------------------------------------------
 
@@ -134,30 +139,33 @@ class CMID(Managed):
         *,
         tap: Tap | None = None,
     ) -> None:
-        """Open a stream to the address and set the connection up; waits for the Reply.
+        """Open a stream to the address and set the connection up (`rdma_connect`).
+
+        Without a channel it waits, and raises what went wrong. With one: ESTABLISHED; REJECTED
+        (ECONNREFUSED, with the peer's private data; ECONNRESET: the peer closed), UNREACHABLE
+        (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH), or CONNECT_ERROR. With `param.qp_num` in place of
+        a QP of its own, CONNECT_RESPONSE in place of ESTABLISHED, then `establish`.
 
         Raises:
             ConnectError: the peer answered no, wrongly, or not within `timeout` seconds.
-            OSError: the stream could not be opened; EINVAL without an address.
+            OSError: the stream could not be opened; EINVAL without an address, or where it is
+                connected already or was.
+            ValueError: parameters that no frame can hold.
         """
-        from steertag import socket
-
-        address = self._address
-        if address is None or address.dst is None or address.dst_service is None:
-            raise os_error(errno.EINVAL, "a CMID connects to an AddrInfo with dst and dst_service")
-        (param or ConnParam()).offer()
-        self._make_qp()  # what can't be is found before a stream is opened
-        started = time.monotonic()
-        source = None
-        if address.src is not None:
-            source = (address.src, int(address.src_service or 0))
-        stream = socket.create_connection(
-            (address.dst, int(address.dst_service)),
-            timeout,
-            source,
-            stack=self.context.stack,
-        )
-        self.adopt_active(stream, param, timeout - (time.monotonic() - started), tap=tap)
+        param = param or ConnParam()
+        offer = param.offer()
+        with self.context.loop.lock:
+            if self.address is None or not self.address.destinations:
+                raise os_error(
+                    errno.EINVAL, "a CMID connects to an AddrInfo with dst and dst_service"
+                )
+            step(self.state, CmCall.CONNECT)
+            # What can't be is found before a stream is opened.
+            qp = self._qp_to_connect(param)
+            self._enter(CmCall.CONNECT)
+            self._begin(active=True)
+            self._open_stream(qp, offer, timeout, param.retry_count, tap)
+        self._wait_for_answer()
 
     def adopt_active(
         self,
@@ -169,71 +177,79 @@ class CMID(Managed):
     ) -> None:
         """Set the connection up, as the active side, over a stream that is connected already.
 
-        The stream is the connection's from here on, closed with it. Raises as `connect`.
+        The stream is the connection's from here on, closed with it. Raises, and tells, as
+        `connect`.
         """
-        offer = (param or ConnParam()).offer()
-        _no_delay(stream)
-        loop = self.context.loop
-        qp = self._make_qp()
-        with loop.lock:
-            connection = Connection.initiate(qp.core, offer, loop.clock(), timeout, loop.notify)
-            driver = StreamDriver(loop, connection, stream, tap=tap, tap_for=self.context.tap_for)
-            self._take(connection, driver)
-        loop.wait_for(lambda: connection.state is not MpaState.WAIT_REPLY, None)
-        if connection.state is not MpaState.ESTABLISHED:
-            self._abandon()
-            raise ConnectError(connection)
+        param = param or ConnParam()
+        offer = param.offer()
+        with self.context.loop.lock:
+            step(self.state, CmCall.ADOPT)
+            qp = self._qp_to_connect(param)
+            self._enter(CmCall.ADOPT)
+            self._begin(active=True)
+            self._initiate(stream, qp, offer, timeout, param.retry_count, tap)
+        self._wait_for_answer()
+
+    def establish(self) -> None:
+        """`rdma_establish`: after CONNECT_RESPONSE, the program is ready too.
+
+        The RNIC has told the peer before: there is no third message that this call would send.
+        Raises OSError EINVAL without a CONNECT_RESPONSE.
+        """
+        with self.context.loop.lock:
+            if not self._answering:
+                raise os_error(errno.EINVAL, "establish() is for a CMID with a CONNECT_RESPONSE")
+            self._answering = False
 
     # -- passive side --------------------------------------------------------------------------
 
     def listen(self, backlog: int = 0) -> None:
         """Listen on the address. `backlog`: connections under way at most; 0 means 128.
 
-        Raises:
-            OSError: EINVAL without a passive address; what bind and listen raise.
+        With a channel, each is a CONNECT_REQUEST. Raises OSError: EINVAL without a passive
+        address; what bind and listen raise.
         """
-        from steertag import socket
-
-        address = self._address
-        if address is None or not address.passive:
-            raise os_error(errno.EINVAL, "a CMID listens on an AddrInfo with RAI_PASSIVE")
-        backlog = backlog or _BACKLOG
-        at = (address.src or "", int(address.src_service or 0))
-        family = socket.AF_INET6 if ":" in at[0] else socket.AF_INET
-        self._listening = socket.create_server(
-            at, family=family, backlog=backlog, stack=self.context.stack
-        )
-        self._listening.setblocking(False)
-        _no_delay(self._listening)  # accepted streams inherit it
-        self._listener = Listener(
-            self.context.loop, self._listening, backlog, tap_for=self.context.tap_for
-        )
-
-    def getsockname(self) -> tuple[str, int]:
-        """Host and port that a listener listens on (`rdma_get_local_addr`)."""
-        if self._listening is None:
-            raise os_error(errno.EINVAL, "this CMID does not listen")
-        name = self._listening.getsockname()
-        return name[0], name[1]
+        with self.context.loop.lock:
+            after = step(self.state, CmCall.LISTEN)
+            if self._channel is None and (self.address is None or not self.address.passive):
+                raise os_error(errno.EINVAL, "a CMID listens on an AddrInfo with RAI_PASSIVE")
+            if self.address is None:
+                self.address = AddrInfo(flags=RAI_PASSIVE)
+                self.address.sources = [wildcard()]
+            sock = self._bound or bind(self.context, self.address, self.options)
+            backlog = backlog or DEFAULT_BACKLOG
+            try:
+                sock.listen(backlog)
+                self.options.apply(sock, ConnParam().retry_count)
+                self._names = (sock.getsockname(), None)
+            except OSError:
+                if sock is not self._bound:
+                    sock.close()
+                raise
+            self._bound = None
+            listener = Listener(self.context.loop, sock, backlog, tap_for=self.context.tap_for)
+            self._requests = RequestQueue(self, listener)
+            self.state = after
 
     def get_request(self, timeout: float | None = None) -> CMID:
         """Wait for the next connection request; `accept` or `reject` what this gives.
 
-        Raises:
+        For a listener without a channel. Raises:
             TimeoutError: none came within `timeout` seconds.
+            OSError: EINVAL with a channel; EBADF where the listener was closed.
         """
-        listener = self._listener
-        if listener is None:
-            raise os_error(errno.EINVAL, "this CMID does not listen")
+        queue = self._requests
+        if queue is None or self._channel is not None:
+            raise os_error(errno.EINVAL, "this CMID does not listen, or has an event channel")
         requests: list[CMID] = []
 
         def take() -> bool:
-            taken = listener.take()
+            taken = queue.take()
             if taken is not None:
                 request = CMID(None, self._qp_init_attr, self.pd)
-                request._take(*taken)
+                request._take_request(self, *taken)
                 requests.append(request)
-            return bool(requests) or listener.closed
+            return bool(requests) or queue.listener.closed
 
         if not self.context.wait_for(take, timeout):
             raise TimeoutError("no connection request")
@@ -244,153 +260,287 @@ class CMID(Managed):
     def adopt_passive(self, stream: Stream, timeout: float = REQUEST_TIMEOUT) -> None:
         """Wait for the MPA Request on a stream that was accepted already; then `accept` it.
 
-        The stream is the connection's from here on, closed with it. Raises ConnectError.
+        The stream is the connection's from here on, closed with it. Waits, with a channel too.
+        Raises ConnectError.
         """
-        _no_delay(stream)
         loop = self.context.loop
         with loop.lock:
+            self._enter(CmCall.ADOPT)
+            self._begin(active=False)
+            self.options.apply(stream, ConnParam().retry_count)
             connection, driver = respond(loop, stream, loop.notify, timeout, self.context.tap_for)
             self._take(connection, driver)
         loop.wait_for(lambda: connection.state is not MpaState.WAIT_REQUEST, None)
         if connection.state is not MpaState.REQUESTED:
-            self._abandon()
-            raise ConnectError(connection)
+            with loop.lock:
+                driver.close()
+                self._enter(CmCall.FAIL)
+            raise ConnectError.of(connection)
+        connection.on_change = self._changed
 
     def accept(self, param: ConnParam | None = None) -> None:
-        """Accept the request: make the QP, send the Reply.
+        """Accept the request: make the QP, send the Reply (`rdma_accept`). With a channel:
+        ESTABLISHED, or CONNECT_ERROR.
 
         Receives may be posted before, to `qp` after `create_qp`. The peer has to send first
-        (RFC 5044 section 7.1): what is posted here leaves when its first message has come.
+        (RFC 5044 section 7.1): what is posted here leaves when its first message has come. Where
+        the peer asks for peer-to-peer mode, the connection is established when its
+        ready-to-receive frame is here.
 
         Raises:
             ConnectError: the peer is gone meanwhile.
+            OSError: ENOTCONN without a request.
         """
-        offer = (param or ConnParam(crc=False)).offer()
-        qp = self._make_qp()
+        param = param or ConnParam(crc=False)
+        offer = param.offer()
         with self.context.loop.lock:
             connection = self._connected()
             if connection.state is not MpaState.REQUESTED:
-                raise ConnectError(connection)
-            connection.accept(qp.core, offer)
+                raise ConnectError.of(connection)
+            qp = self._qp_to_connect(param)
+            self._under_way, self._failure = True, None
+            try:
+                connection.accept(qp.core, offer)
+            except ValueError:
+                self._under_way = False
+                raise
             self._driver_of().flush()
+        self._wait_for_answer()
 
-    def reject(self, private_data: bytes = b"") -> None:
-        """Refuse the request, with up to 508 octets for the peer."""
+    def reject(self, private_data: bytes | None = None) -> None:
+        """Refuse the request, with up to 508 octets for the peer (`rdma_reject`).
+
+        Nothing happens where the peer is gone. Raises OSError: ENOTCONN without a request, EINVAL
+        on an active side or once accepted.
+        """
         with self.context.loop.lock:
             connection = self._connected()
+            if self._active or connection.state is MpaState.ESTABLISHED:
+                raise os_error(errno.EINVAL, "this CMID has no request to reject")
             if connection.state is MpaState.REQUESTED:
-                connection.reject(private_data)
+                connection.reject(private_data or b"")
                 self._driver_of().flush()
 
     # -- both sides ----------------------------------------------------------------------------
 
-    @property
-    def private_data(self) -> bytes:
-        return b"" if self._connection is None else self._connection.private_data
-
-    @property
-    def crc(self) -> bool:
-        """CRC32C is in use on this connection."""
-        return self._connection is not None and self._connection.crc
-
-    def create_qp(self) -> QP:
-        """The QP, made now: receives can be posted before the connection is accepted."""
-        return self._make_qp()
-
     def disconnect(self) -> None:
         """Send what is posted, then close the stream (`rdma_disconnect`). Doesn't wait.
 
-        A connection that is not set up yet is closed at once.
+        With a channel: DISCONNECTED, on both sides, once each. A connection that is not set up
+        yet is closed at once, which ends `connect` and `accept` with ECONNABORTED.
         """
         with self.context.loop.lock:
-            if self._driver is None or self._driver.closed:
-                return
-            if self.qp is None or self._connected().state is not MpaState.ESTABLISHED:
-                self._driver.close()
-                return
-            self.qp.core.close()
-            self._driver.flush()
-            self._driver.settle()
-
-    @property
-    def disconnected(self) -> bool:
-        """The stream is closed; every request has completed."""
-        return self._driver is None or self._driver.closed
+            if self._connector is not None or not self._established:
+                self._abort()
+            elif not self._driver_of().closed and self.qp is not None:
+                self.qp.core.close()
+                self._driver_of().flush()
+                self._driver_of().settle()
 
     def wait_disconnected(self, timeout: float | None = None) -> bool:
         """Wait until the stream is closed, by either side; False after `timeout` seconds."""
         return self.context.wait_for(lambda: self.disconnected, timeout)
 
-    # -- librdmacm's rdma_verbs.h --------------------------------------------------------------
+    def migrate_id(self, channel: CMEventChannel | None) -> None:
+        """`rdma_migrate_id`: have events go to another channel, those that wait included; None:
+        be synchronous from now on.
 
-    def reg_msgs(self, size: int) -> MR:
-        """`rdma_reg_msgs`: memory for Sends and receives."""
-        return MR(self.pd, size, 1)
+        Raises OSError EBUSY while events are not acknowledged.
+        """
+        with self.context.loop.lock:
+            self._not_busy()
+            before, self._channel = self._channel, None
+            waiting = before.withdraw(self) if before is not None else []
+            if before is not None:
+                before.ids.discard(self)
+            self._join(channel)
+            if self._requests is not None:
+                # They are the listener's: told again, or taken by get_request.
+                waiting = []
+                self._requests.tell_again()
+            if channel is not None:
+                for report in waiting:
+                    channel.post(report)
+            if self._established and self.disconnected:
+                self._tell_disconnected()
 
-    def reg_read(self, size: int) -> MR:
-        """`rdma_reg_read`: memory that the peer may read."""
-        return MR(self.pd, size, 1 | 4)
+    # -- for events ----------------------------------------------------------------------------
 
-    def reg_write(self, size: int) -> MR:
-        """`rdma_reg_write`: memory that the peer may write."""
-        return MR(self.pd, size, 1 | 2)
+    def request_delivered(self, report: Report) -> None:
+        """A CONNECT_REQUEST of this listener was got."""
+        with self.context.loop.lock:
+            assert self._requests is not None
+            self._requests.delivered(report)
 
-    def post_recv(self, mr: MR, length: int | None = None) -> None:
-        """`rdma_post_recv` into the region's first `length` octets."""
-        self._the_qp().post_recv(RecvWR(sg=[_sge(mr, length)]))
+    def request_taken(self, event: CMEvent) -> None:
+        """Make the CMID of a connection request."""
+        CMID(event, listen_id=self)
 
-    def post_send(self, mr: MR, flags: int = 2, length: int | None = None) -> None:
-        """`rdma_post_send` of the region's first `length` octets."""
-        self._the_qp().post_send(SendWR(sg=[_sge(mr, length)], opcode=WR_SEND, send_flags=flags))
+    # -- inside: setting up --------------------------------------------------------------------
 
-    def post_read(self, mr: MR, length: int, remote_addr: int, rkey: int, flags: int = 2) -> None:
-        """`rdma_post_read` of `length` octets at `remote_addr` into the region."""
-        wr = SendWR(sg=[_sge(mr, length)], opcode=WR_RDMA_READ, send_flags=flags)
-        wr.set_wr_rdma(rkey, remote_addr)
-        self._the_qp().post_send(wr)
+    def _join(self, channel: CMEventChannel | None) -> None:
+        self._channel = channel
+        if channel is not None:
+            channel.ids.add(self)
 
-    def post_write(self, mr: MR, length: int, remote_addr: int, rkey: int, flags: int = 2) -> None:
-        """`rdma_post_write` of the region's first `length` octets to `remote_addr`."""
-        wr = SendWR(sg=[_sge(mr, length)], opcode=WR_RDMA_WRITE, send_flags=flags)
-        wr.set_wr_rdma(rkey, remote_addr)
-        self._the_qp().post_send(wr)
+    def _begin(self, *, active: bool) -> None:
+        self._active = active
+        self._under_way = active
+        self._established = self._answering = self._disconnect_told = False
+        self._failure = None
 
-    def get_send_comp(self, timeout: float | None = None) -> WC:
-        """`rdma_get_send_comp`: wait for the next completion of the send queue."""
-        return _completion(self._the_qp().scq, timeout)
+    def _open_stream(
+        self, qp: QP, offer: Offer, timeout: float, retries: int, tap: Tap | None
+    ) -> None:
+        """With the lock held."""
+        loop, address = self.context.loop, self.address
+        assert address is not None
+        end = loop.clock() + timeout
 
-    def get_recv_comp(self, timeout: float | None = None) -> WC:
-        """`rdma_get_recv_comp`: wait for the next completion of the receive queue."""
-        return _completion(self._the_qp().rcq, timeout)
+        def done(stream: Stream | None, error: OSError | None) -> None:
+            self._connector = None
+            if stream is not None:
+                self._initiate(stream, qp, offer, end - loop.clock(), retries, tap)
+            else:
+                assert error is not None
+                self._failed(error)
 
-    # -- inside --------------------------------------------------------------------------------
+        self._connector = Connector(loop, address.destinations, self._socket_for, timeout, done)
+        self._connector.start()
 
-    def _make_qp(self) -> QP:
-        if self.qp is None:
-            init = self._qp_init_attr
-            scq, rcq = init.scq, init.rcq
-            if scq is None:
-                scq = CQ(self.context, init.cap.max_send_wr + 1)
-            if rcq is None:
-                rcq = CQ(self.context, init.cap.max_recv_wr + 1)
-            self.qp = QP(
-                self.pd,
-                QPInitAttr(init.qp_type, init.qp_context, scq, rcq, init.cap, init.sq_sig_all),
-            )
-            self._own_cqs = [q for q in (scq, rcq) if q not in (init.scq, init.rcq)]
-            if self._driver is not None:
-                self.qp.drive(self._driver)
-        return self.qp
+    def _socket_for(self, target: Target) -> ConnectingSocket:
+        """A socket to connect to `target` with: the bound one, where it is of that family."""
+        from steertag import socket
+
+        family, address = target[0], self.address
+        assert address is not None
+        bound = self._bound
+        if bound is not None and bound.family == family:
+            self._bound = None
+            return bound
+        sock = socket.socket(family, socket.SOCK_STREAM, stack=self.context.stack)
+        try:
+            sock.setblocking(False)
+            source = address.source_for(family)
+            if source is not None:
+                self.options.apply_before_bind(sock, family)
+                sock.bind(source)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _initiate(
+        self,
+        stream: Stream,
+        qp: QP,
+        offer: Offer,
+        timeout: float,
+        retries: int,
+        tap: Tap | None,
+    ) -> None:
+        """The stream is open: ask the peer. With the lock held."""
+        loop = self.context.loop
+        self.options.apply(stream, retries)
+        connection = Connection.initiate(qp.core, offer, loop.clock(), timeout, self._changed)
+        self._connection = connection
+        driver = StreamDriver(loop, connection, stream, tap=tap, tap_for=self.context.tap_for)
+        self._take(connection, driver)
+
+    def _take_request(self, listener: CMID, connection: Connection, driver: StreamDriver) -> None:
+        """A peer's request is this CMID's. With the lock held."""
+        self.options = listener.options.copy()
+        self._enter(CmCall.ADOPT)
+        self._begin(active=False)
+        connection.on_change = self._changed
+        self._take(connection, driver)
 
     def _take(self, connection: Connection, driver: StreamDriver) -> None:
         self._connection, self._driver = connection, driver
+        self._names = names_of(driver.stream)
+        driver.on_close = self._stream_closed
         if self.qp is not None:
             self.qp.drive(driver)
 
-    def _abandon(self) -> None:
-        with self.context.loop.lock:
-            if self._driver is not None:
-                self._driver.close()
+    def _changed(self) -> None:
+        """The set-up has got further. With the lock held."""
+        self.context.loop.notify()
+        connection = self._connected()
+        if connection.state is MpaState.ESTABLISHED:
+            if self._established:
+                return
+            self._under_way, self._established = False, True
+            self._answering = self._active and self._external_qp
+            kind = (
+                _E.RDMA_CM_EVENT_CONNECT_RESPONSE
+                if self._answering
+                else _E.RDMA_CM_EVENT_ESTABLISHED
+            )
+            private_data = connection.private_data if self._active else b""
+            self._report(kind, None, private_data, peer_param(connection))
+        elif connection.state in (MpaState.REJECTED, MpaState.FAILED):
+            self._failed(ConnectError.of(connection))
+
+    def _failed(self, error: OSError) -> None:
+        """There will be no connection. With the lock held."""
+        self.context.loop.notify()
+        if self.state is not CmState.CONNECT or self._established:
+            return
+        asked, self._under_way, self._failure = self._under_way, False, error
+        code = error.code if isinstance(error, ConnectError) else ""
+        if self._active:
+            self._enter(CmCall.FAIL)
+            private_data = error.private_data if isinstance(error, ConnectError) else b""
+            self._report(event_of(error), error, private_data)
+            return
+        self._enter(CmCall.END)
+        # What the program itself did to a request needs no telling.
+        if code != "rejected" and (asked or code != "aborted"):
+            self._report(_E.RDMA_CM_EVENT_CONNECT_ERROR, error)
+
+    def _abort(self) -> None:
+        """Give up what is being set up. With the lock held."""
+        if self._connector is not None:
+            self._connector.cancel()
+            self._connector = None
+        elif self._driver is None or self._driver.closed:
+            return
+        self._failed(ConnectError("aborted", "disconnected before it was connected"))
+        if self._driver is not None:
+            self._driver.close()
+
+    def _wait_for_answer(self) -> None:
+        """Without a channel: until the connection is there, or won't be."""
+        if self._channel is not None:
+            return
+        self.context.loop.wait_for(lambda: not self._under_way, None)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            with self.context.loop.lock:
+                if self._driver is not None:
+                    self._driver.close()
+            raise failure
+
+    # -- inside: events ------------------------------------------------------------------------
+
+    def _stream_closed(self) -> None:
+        """With the lock held."""
+        if self.state is CmState.CONNECT and self._established:
+            self._enter(CmCall.END)
+            self._tell_disconnected()
+
+    def _tell_disconnected(self) -> None:
+        if self._channel is not None and not self._disconnect_told:
+            self._disconnect_told = True
+            self._report(_E.RDMA_CM_EVENT_DISCONNECTED)
+
+    def _not_busy(self) -> None:
+        if self.unacknowledged:
+            raise os_error(
+                errno.EBUSY, f"{self.unacknowledged} events of the CMID are not acknowledged"
+            )
+
+    # -- inside: the queue pair ----------------------------------------------------------------
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -401,43 +551,42 @@ class CMID(Managed):
         assert self._driver is not None
         return self._driver
 
-    def _the_qp(self) -> QP:
-        if self.qp is None:
-            raise os_error(errno.ENOTCONN, "this CMID has no queue pair yet")
-        return self.qp
-
     def _close(self) -> None:
         with self.context.loop.lock:
-            if self._listener is not None:
-                self._listener.close()
-            if self.qp is not None:
-                self.qp.close()
+            self._not_busy()
+            self._enter(CmCall.DESTROY)
+            if self._under_way:
+                self._under_way = False
+                self._failure = ConnectError("aborted", "closed before it was connected")
+            if self._channel is not None:
+                self._channel.withdraw(self)
+                self._channel.ids.discard(self)
+            if self._connector is not None:
+                self._connector.cancel()
+                self._connector = None
+            if self._requests is not None:
+                self._requests.listener.close()
+            if self._bound is not None:
+                self._bound.close()
+            if self._driver is not None and self._external_qp:
+                self._driver.close()
+            self.destroy_qp()
             if self._driver is not None:
                 self._driver.close()
-        for cq in self._own_cqs:
-            cq.close()
+            self.context.loop.notify()
         if self._own_context is not None:
             self._own_context.close()
 
 
-def _sge(mr: MR, length: int | None) -> SGE:
-    return SGE(mr.buf, mr.length if length is None else length, mr.lkey)
+def _domain_of(creator: object, listener: CMID | None) -> PD | None:
+    """The domain of a CMID that was given none; None: it needs one of its own.
 
-
-def _completion(cq: CQ, timeout: float | None) -> WC:
-    taken = cq.wait(1, timeout)
-    if not taken:
-        raise TimeoutError("no completion")
-    return taken[0]
-
-
-def _no_delay(stream: Stream) -> None:
-    """Small FPDUs leave at once: the RNIC gathers what belongs together itself."""
-    set_option = getattr(stream, "setsockopt", None)
-    if set_option is None:
-        return
-    try:
-        set_option(host.IPPROTO_TCP, host.TCP_NODELAY, 1)
-    except OSError as exc:
-        if exc.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
-            raise
+    Raises TypeError for a creator that is none.
+    """
+    if listener is not None:
+        return listener.pd
+    if isinstance(creator, CMEventChannel):
+        return creator.pd
+    if creator is None or isinstance(creator, AddrInfo):
+        return None
+    raise TypeError(f"a CMID is made of an AddrInfo, a channel or an event, not {creator!r}")
