@@ -1,8 +1,10 @@
 """`stag protocols`, `stag sockets`, `stag sysctl`: looking at a Stack.
 
-A Stack lives in a process, so these commands show that of the `stag` process itself: the families
-that it would use, and with `--load` or `--import` those of other packages. A program shows its own
-with the functions that these commands call: `steertag.observe.protocols.format(stack)` and so on.
+A Stack lives in a process. These commands show that of the `stag` process itself: the families
+that it would use, and with `--load` or `--import` those of other packages. `sockets` shows those of
+the user's other processes too, and `-p` has `sockets` and `sysctl` show one of them, asked through
+its inspection socket (`steertag.observe.inspect`). A program shows its own with the functions that
+these commands call: `steertag.observe.protocols.format(stack)` and so on.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
 from typing import TYPE_CHECKING, NoReturn
@@ -21,8 +23,14 @@ import click
 
 if TYPE_CHECKING:
     from steertag.family import Stack
+    from steertag.observe.processes import Process
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+_PID = click.option(
+    "-p", "--pid", type=click.IntRange(1), metavar="PID", help="Show that process only."
+)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
@@ -74,6 +82,19 @@ def _import(module: str) -> None:
         _fail(f"--import {module}: {type(exc).__name__}: {exc}", 2)
 
 
+def _ask(want: str, pid: int | None = None) -> list[Process]:
+    """What the user's other processes say; those that don't are told of on standard error."""
+    from steertag.observe.processes import listing
+
+    with _explained():
+        found = listing([want], None if pid is None else [pid])
+    for silent, reason in found.silent:
+        click.echo(f"stag: process {silent} is left out: {reason}", err=True)
+    if pid is not None and not found.processes:
+        sys.exit(1)
+    return [process for process in found.processes if process.pid != os.getpid()]
+
+
 @click.command()
 @_JSON
 @_with_stack
@@ -93,17 +114,25 @@ def protocols(stack: Stack, as_json: bool) -> None:
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Listening and other sockets.")
 @click.option("-l", "--listening", is_flag=True, help="Listening sockets only.")
+@_PID
 @_JSON
 @_with_stack
-def sockets(stack: Stack, everything: bool, listening: bool, as_json: bool) -> None:
-    """List this process's sockets, in the columns of ss; all but listening ones, as ss does."""
+def sockets(
+    stack: Stack, everything: bool, listening: bool, pid: int | None, as_json: bool
+) -> None:
+    """List the sockets of your programs' Stacks, in the columns of ss.
+
+    All but listening ones, as ss does. Programs are seen from their first RNIC on.
+    """
     from steertag.observe import sockets as listing
 
     wanted = None if everything else listening
+    own = stack if pid is None or pid == os.getpid() else None
+    found = listing.owned(own, _ask("sockets", pid), listening=wanted)
     if as_json:
-        click.echo(json.dumps(listing.as_json(stack, listening=wanted), indent=2))
+        click.echo(json.dumps(listing.owned_json(found), indent=2))
     else:
-        click.echo(listing.format(stack, listening=wanted))
+        click.echo(listing.format_owned(found))
 
 
 @click.command()
@@ -111,6 +140,7 @@ def sockets(stack: Stack, everything: bool, listening: bool, as_json: bool) -> N
 @click.option("-a", "--all", "everything", is_flag=True, help="Print every parameter.")
 @click.option("-n", "--values", is_flag=True, help="Print values without names.")
 @click.option("-w", "--write", is_flag=True, help="Refuse arguments that set nothing.")
+@_PID
 @_JSON
 @_with_stack
 def sysctl(
@@ -119,6 +149,7 @@ def sysctl(
     everything: bool,
     values: bool,
     write: bool,
+    pid: int | None,
     as_json: bool,
 ) -> None:
     """Read and set a Stack's parameters, as sysctl(8) does the kernel's.
@@ -126,11 +157,15 @@ def sysctl(
     Values are integers; a row of them is separated by spaces or commas. What is set here is
     checked and printed, and ends with this process: to set it for a program, put it into the
     environment variable STEERTAG_SYSCTL ("net.core.rmem_max=4194304;net.core.somaxconn=128").
+    With -p it reads those of a running program.
     """
     from steertag.observe import sysctl as listing
 
     if everything == bool(settings):
         raise click.UsageError("give names, or -a for all of them")
+    if pid is not None and pid != os.getpid():
+        _sysctl_of(pid, None if everything else settings, values, as_json)
+        return
     names = []
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -147,3 +182,25 @@ def sysctl(
         click.echo("\n".join(map(stack.sysctl.format, stack.sysctl if chosen is None else names)))
     else:
         click.echo(listing.format(stack, chosen))
+
+
+def _sysctl_of(pid: int, names: Sequence[str] | None, values: bool, as_json: bool) -> None:
+    """Another process's parameters; they can be read only."""
+    from steertag.observe import sysctl as listing
+
+    for name in names or ():
+        if "=" in name:
+            raise click.UsageError(
+                f"{name!r}: a running program's parameters can't be set; start it with"
+                " STEERTAG_SYSCTL in its environment"
+            )
+    chosen = None if names is None else [name.replace("/", ".") for name in names]
+    told = _ask("sysctl", pid)[0].sysctl
+    with _explained():
+        text = listing.format_told(told, chosen)
+        if as_json:
+            click.echo(json.dumps({name: told[name] for name in chosen or told}, indent=2))
+        elif values:
+            click.echo("\n".join(listing.told_value(told, name) for name in chosen or told))
+        else:
+            click.echo(text)

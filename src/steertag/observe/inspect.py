@@ -30,7 +30,7 @@ from typing import Final
 from weakref import ReferenceType, ref
 
 from steertag.family.stack import Stack
-from steertag.observe import rendezvous, sockets, sysctl
+from steertag.observe import processes, rendezvous, sockets, sysctl
 from steertag.observe.resources import Numbers, contexts_json, named_counters
 from steertag.rdma.counters import Counters
 from steertag.socket.default import default_stack
@@ -165,7 +165,7 @@ class Inspector:
 
     def _document(self, want: list[str]) -> Iterator[bytes]:
         """The answer, in parts: no part keeps other threads from the interpreter for long."""
-        head = {"version": VERSION, "pid": os.getpid(), "comm": _comm()}
+        head = {"version": VERSION, "pid": os.getpid(), "comm": processes.own_name()}
         yield json.dumps(head)[:-1].encode()
         if "rdma" in want:
             with self._lock:
@@ -241,14 +241,6 @@ def _request_untrusted(line: bytes) -> list[str] | None:
     if not isinstance(want, list) or not all(name in WANTS for name in want):
         return None
     return want
-
-
-def _comm() -> str:
-    """The process's name as ps(1) has it."""
-    try:
-        return Path("/proc/self/comm").read_text(encoding="ascii", errors="backslashreplace")[:-1]
-    except OSError:
-        return "?"
 
 
 # The socket is the process's, named by its number, and so is what serves it.

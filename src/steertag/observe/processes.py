@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from steertag.errors import WireError
@@ -17,7 +18,9 @@ from steertag.observe import rendezvous
 
 VERSION: Final = 1
 MAX_ANSWER: Final = 256 << 20
-_SECONDS: Final = 10.0
+_SECONDS: Final = 30.0
+_SILENCE: Final = 2.0
+"""Seconds without a word after which a process is taken for stopped."""
 _CHUNK: Final = 1 << 16
 _AT_ONCE: Final = 8
 _CREDENTIALS: Final = struct.Struct("@3i")
@@ -53,6 +56,14 @@ class Listing:
 
     processes: list[Process] = field(default_factory=list)
     silent: list[tuple[int, str]] = field(default_factory=list)
+
+
+def own_name() -> str:
+    """This process's name as ps(1) has it."""
+    try:
+        return Path("/proc/self/comm").read_text(encoding="ascii", errors="backslashreplace")[:-1]
+    except OSError:
+        return "?"
 
 
 def listing(want: Iterable[str], pids: Iterable[int] | None = None) -> Listing:
@@ -97,6 +108,8 @@ def _ask_all(fd: int, want: list[str], pids: set[int] | None) -> dict[int, Proce
             answer = _ask(fd, name, want)
         except WireError as exc:
             return pid, str(exc)
+        except TimeoutError:
+            return pid, "it does not answer; is it stopped?"
         except OSError as exc:
             return pid, exc.strerror or str(exc)
         return None if answer is None else (answer.pid, answer)
@@ -117,14 +130,12 @@ def _ask(fd: int, name: str, want: list[str]) -> Process | None:
         if uid != os.fstat(fd).st_uid:
             raise WireError(f"its socket belongs to user {uid}")
         deadline = time.monotonic() + _SECONDS
-        peer.settimeout(_SECONDS)
+        peer.settimeout(_SILENCE)
         peer.sendall(json.dumps({"version": VERSION, "want": want}).encode() + b"\n")
         answer = bytearray()
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or len(answer) > MAX_ANSWER:
-                raise WireError("its answer takes too long")
-            peer.settimeout(left)
+            if time.monotonic() > deadline or len(answer) > MAX_ANSWER:
+                raise WireError("its answer has no end")
             octets = peer.recv(_CHUNK)
             if not octets:
                 break

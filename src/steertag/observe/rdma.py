@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from steertag.observe.processes import Object, Process
 from steertag.observe.resources import named_counters
+from steertag.observe.table import plain
 from steertag.rdma.counters import Counters
 from steertag.rdma.rnic import RnicLimits
 from steertag.verbs import enums
@@ -83,11 +84,11 @@ class Entry:
 
     def add(self, key: str | None, value: object, text: str | None = "") -> None:
         """A value. `text` is what people see: by default the key and the value."""
-        self.words.append(Word(key, value, f"{key} {_plain(value)}" if text == "" else text))
+        self.words.append(Word(key, value, f"{key} {plain(value)}" if text == "" else text))
 
     def add_below(self, key: str, value: object, *, first: bool = True) -> None:
         """A value on a line of its own, or behind the one before it."""
-        self.add(key, value, f"{_INDENT if first else ''}{_plain(key)} {_plain(value)}")
+        self.add(key, value, f"{_INDENT if first else ''}{plain(key)} {plain(value)}")
 
     def text(self) -> str:
         line = ""
@@ -107,11 +108,6 @@ def as_text(entries: Iterable[Entry]) -> str:
 
 def as_json(entries: Iterable[Entry], *, pretty: bool = False) -> str:
     return json.dumps([entry.json() for entry in entries], indent=4 if pretty else None) + "\n"
-
-
-def _plain(value: object) -> str:
-    """What another process said, fit for a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 def devices() -> list[str]:
@@ -210,10 +206,10 @@ def resource(
 
 def _add_field(entry: Entry, key: str, value: object) -> None:
     if key in _HEXADECIMAL:
-        entry.add(key, value, f"{key} 0x{_plain(value)}")
+        entry.add(key, value, f"{key} 0x{plain(value)}")
     elif isinstance(value, list):
         numbers = [str(number) for number in value]
-        entry.add(key, numbers, f"{key} {_plain(','.join(numbers))}")
+        entry.add(key, numbers, f"{key} {plain(','.join(numbers))}")
     else:
         entry.add(key, value)
 
@@ -273,7 +269,7 @@ def qp_statistic(processes: Sequence[Process], wanted: Filters | None = None) ->
             entry.add(key, row[key])
         for counter, value in _counters(row):
             entry.add_below(counter, value)
-        entry.add("lqpn", [row["cntn"]], f"{_INDENT}LQPN: <{_plain(row['cntn'])}>")
+        entry.add("lqpn", [row["cntn"]], f"{_INDENT}LQPN: <{plain(row['cntn'])}>")
         yield entry
 
 

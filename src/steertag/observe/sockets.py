@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import termios
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from steertag.errors import StateError
@@ -10,7 +12,8 @@ from steertag.family.const import TcpState
 from steertag.family.inet_hash import InetSock
 from steertag.family.sock import Sock
 from steertag.family.stack import Stack
-from steertag.observe.table import columns
+from steertag.observe.processes import Process, own_name
+from steertag.observe.table import columns, plain
 
 STATES = {
     TcpState.TCP_ESTABLISHED: "ESTAB",
@@ -70,6 +73,66 @@ def format(stack: Stack, *, listening: bool | None = None) -> str:
 def as_json(stack: Stack, *, listening: bool | None = None) -> list[dict[str, object]]:
     """The same: one object a socket."""
     return [asdict(row) for row in rows(stack, listening=listening)]
+
+
+# -- with their owners -----------------------------------------------------------------------------
+
+
+Owned = tuple[SocketRow, int, str]
+"""A socket, and the number and the name of its process."""
+
+
+def owned(
+    stack: Stack | None, processes: Iterable[Process] = (), *, listening: bool | None = None
+) -> list[Owned]:
+    """The sockets of this process's `stack`, and those that other processes told of."""
+    found: list[Owned] = []
+    if stack is not None:
+        mine = (os.getpid(), own_name())
+        found = [(row, *mine) for row in rows(stack, listening=listening)]
+    for process in processes:
+        for told in process.sockets:
+            row = _told(told)
+            if listening is None or (row.state == "LISTEN") == listening:
+                found.append((row, process.pid, process.comm))
+    return found
+
+
+def format_owned(found: Iterable[Owned]) -> str:
+    """The table of `ss -p`."""
+    head = ("Netid", "State", "Recv-Q", "Send-Q", "Local Address:Port", "Peer Address:Port")
+    table: list[tuple[str, ...]] = [(*head, "Process")]
+    for row, pid, comm in found:
+        cells = (row.netid, row.state, row.recv_q, row.send_q, row.local, row.peer)
+        table.append((*map(plain, cells), f'users:(("{plain(comm)}",pid={pid}))'))
+    return columns(table, right=frozenset({2, 3}))
+
+
+def owned_json(found: Iterable[Owned]) -> list[dict[str, object]]:
+    """One object a socket."""
+    return [{**asdict(row), "pid": pid, "comm": comm} for row, pid, comm in found]
+
+
+def _told(row: dict[str, object]) -> SocketRow:
+    """A row as another process told it; what isn't what it should be is `?` or -1."""
+
+    def word(key: str) -> str:
+        value = row.get(key)
+        return value if isinstance(value, str) else "?"
+
+    def number(key: str) -> int:
+        value = row.get(key)
+        return value if isinstance(value, int) else -1
+
+    return SocketRow(
+        netid=word("netid"),
+        family=number("family"),
+        state=word("state"),
+        recv_q=number("recv_q"),
+        send_q=number("send_q"),
+        local=word("local"),
+        peer=word("peer"),
+    )
 
 
 def _row(sk: Sock) -> SocketRow:

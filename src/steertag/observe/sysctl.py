@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Mapping
 
 from steertag.family.stack import Stack
+from steertag.observe.table import plain
 
 
 def format(stack: Stack, names: Iterable[str] | None = None) -> str:
@@ -24,3 +26,17 @@ def as_json(stack: Stack, names: Iterable[str] | None = None) -> dict[str, dict[
         }
         for name in chosen
     }
+
+
+def format_told(told: Mapping[str, Mapping[str, object]], names: Iterable[str] | None) -> str:
+    """The same, of parameters that another process told of. Raises OSError ENOENT."""
+    chosen = told if names is None else names
+    return "\n".join(f"{plain(name)} = {told_value(told, name)}" for name in chosen)
+
+
+def told_value(told: Mapping[str, Mapping[str, object]], name: str) -> str:
+    """One of these, as text. Raises OSError ENOENT."""
+    if name not in told:
+        raise OSError(errno.ENOENT, f"no sysctl {name!r} in that process")
+    value = told[name].get("value")
+    return "\t".join(map(plain, value)) if isinstance(value, list) else "?"

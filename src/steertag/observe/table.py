@@ -16,3 +16,8 @@ def columns(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) 
         )
         lines.append(" ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def plain(value: object) -> str:
+    """What another process said, fit for a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
