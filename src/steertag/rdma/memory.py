@@ -133,6 +133,18 @@ def flat_view(buffer: object) -> memoryview:
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
+def _registrable(buffer: object, access: int) -> memoryview:
+    """The flat view of a buffer that may be registered with these rights: see `register`."""
+    if access & ~ACCESS_KNOWN:
+        raise os_error(errno.EINVAL, f"access flags {access:#x}")
+    if access & (ACCESS_REMOTE_WRITE | ACCESS_REMOTE_ATOMIC) and not access & ACCESS_LOCAL_WRITE:
+        raise os_error(errno.EINVAL, "remote write and remote atomic need local write")
+    view = flat_view(buffer)
+    if view.readonly and access & ACCESS_LOCAL_WRITE:
+        raise os_error(errno.EACCES, "a read-only buffer can't be registered for writing")
+    return view
+
+
 class _Access(NamedTuple):
     """What a remote access needs, and what a Terminate says where it is refused.
 
@@ -210,16 +222,7 @@ class StagTable:
                 buffer; ENOMEM at the limit.
             TypeError, ValueError: see `flat_view`.
         """
-        if access & ~ACCESS_KNOWN:
-            raise os_error(errno.EINVAL, f"access flags {access:#x}")
-        if (
-            access & (ACCESS_REMOTE_WRITE | ACCESS_REMOTE_ATOMIC)
-            and not access & ACCESS_LOCAL_WRITE
-        ):
-            raise os_error(errno.EINVAL, "remote write and remote atomic need local write")
-        view = flat_view(buffer)
-        if view.readonly and access & ACCESS_LOCAL_WRITE:
-            raise os_error(errno.EACCES, "a read-only buffer can't be registered for writing")
+        view = _registrable(buffer, access)
         if len(self.regions) >= self._limit:
             raise os_error(errno.ENOMEM, f"{self._limit} regions are registered")
         if access & ACCESS_ZERO_BASED:
@@ -234,6 +237,24 @@ class StagTable:
         region = Region(stag, pd, access, base, view)
         self.regions[stag] = region
         return region
+
+    def reregister(self, region: Region, pd: int, buffer: object, access: int, base: int) -> None:
+        """Give a region another domain, other memory or other rights; its STag stays.
+
+        Octets that are framed already are sent as they were (`on_invalidate`).
+
+        Raises OSError: EBUSY while memory windows are bound to it, else as `register`, and the
+        region stays as it was.
+        """
+        if region.windows:
+            raise os_error(errno.EBUSY, f"{len(region.windows)} memory windows are bound to it")
+        view = _registrable(buffer, access)
+        if not 0 <= base <= _TO_END - len(view):
+            raise os_error(errno.EINVAL, f"tagged offset {base:#x}")
+        before, region.view = region.view, view
+        region.pd, region.access = pd, access
+        region.base, region.length = base, len(view)
+        self.on_invalidate(region.stag, before)
 
     def deregister(self, region: Region) -> None:
         """From here on the STag names nothing. Views that a QP still holds are its to drop.

@@ -133,9 +133,9 @@ class Transmitter:
         self._response_last = False
         self.paused = False
         """Nothing new is taken off the send queue (SQD)."""
-        self.confirmed: int | None = None
-        """Octets of the stream that the peer has dealt with, where it tells (None: it doesn't).
-        Requests complete then, instead of when the stream took them."""
+        self.confirmed: Callable[[], int] | None = None
+        """Gives the octets of the stream that the peer has dealt with, where it tells. Requests
+        complete then, instead of when the stream took them."""
         self.send_msn = 1
         self.read_msn = 1
         self._atomic_response_msn = 1
@@ -286,7 +286,7 @@ class Transmitter:
     def complete_ready(self) -> None:
         """Complete, in order, the requests that are done."""
         unfinished = self._unfinished
-        sent = self._sent if self.confirmed is None else self.confirmed
+        sent = self._sent if self.confirmed is None else self.confirmed()
         while unfinished:
             end, wr_id, opcode, flags, length, read, status = unfinished[0]
             if end > sent or (read is not None and not read.done):
@@ -307,7 +307,7 @@ class Transmitter:
         self._message = None
         self.complete_ready()
         told = self.confirmed is not None
-        sent = self._sent if self.confirmed is None else self.confirmed
+        sent = self._sent if self.confirmed is None else self.confirmed()
         for end, wr_id, opcode, flags, length, read, status in self._unfinished:
             done = end <= sent and (read is None or read.done)
             if not done and status is WcStatus.SUCCESS:

@@ -178,6 +178,10 @@ def wqe_of(
     if flags & ~SEND_KNOWN:
         raise os_error(errno.EINVAL, f"send flags {flags:#x}")
     length = sum(size for _, size, _ in sges)
+    if wr.inline_data is not None:
+        if sges or opcode not in _INLINE:
+            raise os_error(errno.EINVAL, "inline data is the payload of a Write or Send")
+        flags, length = flags | SEND_INLINE, len(wr.inline_data)
     if length > 0xFFFFFFFF:
         raise os_error(errno.EINVAL, f"message of {length} octets")
     extra = None
@@ -209,7 +213,8 @@ def wqe_of(
         if length > max_inline:
             raise os_error(errno.EINVAL, f"inline data of {length} octets, at most {max_inline}")
         extra = extra or Extra()
-        extra.inline = _inline(sges, table, pd)
+        inline = wr.inline_data
+        extra.inline = inline if inline is not None else _inline(sges, table, pd)
         sges = ()
     if wr.rkey >> 32 or wr.remote_addr < 0 or wr.remote_addr + length > _LAST:
         raise os_error(

@@ -83,6 +83,13 @@ class Rnic:
         self.pds[pd].add(region)
         return region
 
+    def reregister(self, region: Region, pd: int, buffer: object, access: int, base: int) -> None:
+        """See `StagTable.reregister`."""
+        before = region.pd
+        self.table.reregister(region, pd, buffer, access, base)
+        self.pds[before].discard(region)
+        self.pds[pd].add(region)
+
     def deregister(self, region: Region) -> None:
         """End a registration, whatever is under way with it.
 

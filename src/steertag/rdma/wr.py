@@ -41,12 +41,14 @@ class SendWR:
         invalidate_rkey: the peer's STag that `SEND_WITH_INV` ends, or our own for `LOCAL_INV`.
         compare_add, swap: operands of atomic operations; also set by `set_wr_atomic`.
         bind: what `BIND_MW` binds.
+        inline_data: the payload itself, in the place of `sg`.
     """
 
     __slots__ = (
         "bind",
         "compare_add",
         "imm_data",
+        "inline_data",
         "invalidate_rkey",
         "next_wr",
         "num_sge",
@@ -75,6 +77,7 @@ class SendWR:
         compare_add: int = 0,
         swap: int = 0,
         bind: WindowBind | None = None,
+        inline_data: bytes | None = None,
     ) -> None:
         self.wr_id = wr_id
         self.sg: Sequence[SGE] = sg if sg is not None else ()
@@ -89,6 +92,7 @@ class SendWR:
         self.compare_add = compare_add
         self.swap = swap
         self.bind = bind
+        self.inline_data = inline_data
 
     def set_wr_rdma(self, rkey: int, addr: int) -> None:
         """Name the peer's memory of a Write or Read."""
