@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("steertag.cli.demo:demo", "Move a file over four paths and show the figures."),
     "bench": ("steertag.cli.bench:bench", "Measure RDMA Write, Read, Send against a socket."),
     "rdma": ("steertag.cli.rdma:rdma", "List the RNICs of running programs, as rdma(8) does."),
+    "decode": ("steertag.cli.decode:decode", "Decode the iWARP connections in a capture."),
     "protocols": ("steertag.cli.stack:protocols", "List protocols, as /proc/net/protocols does."),
     "sockets": ("steertag.cli.stack:sockets", "List a Stack's sockets, as ss does."),
     "sysctl": ("steertag.cli.stack:sysctl", "Read and set a Stack's parameters."),
