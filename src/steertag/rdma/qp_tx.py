@@ -20,7 +20,6 @@ from steertag.errors import ProtocolError
 from steertag.rdma.constants import (
     ACCESS_LOCAL_WRITE,
     SEND_FENCE,
-    SEND_INLINE,
     SEND_SIGNALED,
     SEND_SOLICITED,
     WC_OF_WR,
@@ -142,7 +141,7 @@ class Transmitter:
         self._atomic_identifier = 0
         self._parts: list[Buffer] = []
         self._part_octets = 0
-        self._small: list[Buffer] = []
+        self._small: list[bytes] = []
         self._small_octets = 0
         self._emitted = 0
         self._sent = 0
@@ -203,23 +202,18 @@ class Transmitter:
             or (flags & SEND_FENCE and self.reads)
         ):
             return False
-        view: Buffer = region.view[offset : offset + length]
-        if flags & SEND_INLINE:
-            view = bytes(view)
         ulpdu = length + _TAGGED_LEN
         try:
             header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
         except struct.error:
             return False
+        # One buffer and one call of the digest: a copy of so little costs less.
+        framed = header + region.view[offset : offset + length]
         pad = -(ulpdu + 2) & 3
-        if not self.crc:
-            trailer = _NO_CRC[pad]
-        elif pad:
-            value = crc32c(_PADS[pad], crc32c(view, crc32c(header)))
-            trailer = _PADS[pad] + CRC_FIELD.pack(value)
-        else:
-            trailer = CRC_FIELD.pack(crc32c(view, crc32c(header)))
-        self._small += (header, view, trailer)
+        if pad:
+            framed += _PADS[pad]
+        framed += CRC_FIELD.pack(crc32c(framed)) if self.crc else _NO_CRC[0]
+        self._small.append(framed)
         self._small_octets += length
         self._emitted = end = self._emitted + ulpdu + pad + 6
         self._unfinished.append((end, wr_id, WR_RDMA_WRITE, flags, length, None, _SUCCESS))
@@ -228,11 +222,11 @@ class Transmitter:
     def _join_small(self) -> None:
         """Make one part of the small Writes that were framed since the last call."""
         small = self._small
-        octets = b"".join(small)
+        octets = small[0] if len(small) == 1 else b"".join(small)
         self._parts.append(octets)
         self._part_octets += len(octets)
         self._counters.staged_bytes += self._small_octets
-        self._counters.tx_fpdus += len(small) // 3
+        self._counters.tx_fpdus += len(small)
         self._small = []
         self._small_octets = 0
 
@@ -343,7 +337,6 @@ class Transmitter:
         """Replace views of `owner`'s memory among the parts by copies: it is being deregistered."""
         # In place: an invalidation may happen while parts are being gathered.
         self._parts[:] = _owned(self._parts, owner)
-        self._small[:] = _owned(self._small, owner)
 
     # -- emission ------------------------------------------------------------------------------
 
