@@ -28,7 +28,8 @@ _NETWORK: Final = " && ".join(
         "exec cat",
     ]
 )
-_SERVER: Final = re.compile(r"^stag serve\b(?!.*--help)")
+_SERVER: Final = re.compile(r"^stag (serve|rping -s|rdma-server|ucmatose(?!.* -s))\b(?!.*--help)")
+_LISTENS: Final = re.compile(r"stag://|stag: listening on ")
 
 
 class Session:
@@ -96,7 +97,7 @@ class Session:
         said = ""
         with selectors.DefaultSelector() as selector:
             selector.register(server.stdout, selectors.EVENT_READ)
-            while "stag://" not in said:
+            while not _LISTENS.search(said):
                 assert selector.select(TIMEOUT), f"{command}: silent; so far {said!r}"
                 line = server.stdout.readline()
                 assert line, f"{command}: ended; it said {said!r}"
