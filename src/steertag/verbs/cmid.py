@@ -7,6 +7,7 @@ A CMID without an event channel is synchronous: its calls wait for what they ask
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass, replace
 from typing import Final
 
 from steertag.errors import os_error
@@ -30,6 +31,26 @@ from steertag.verbs.qp import QP, QPInitAttr
 __all__ = ["CMID", "AddrInfo", "ConnParam", "ConnectError"]
 
 _E: Final = CMEventType
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An active side's attempt to connect.
+
+    Attributes:
+        end: until when, in seconds of the loop's clock.
+        retries: see `CmOptions.apply`.
+        reopen: a stream can be opened again, for another revision.
+        fallback: why this is the second one.
+    """
+
+    qp: QP
+    offer: Offer
+    end: float
+    retries: int
+    tap: Tap | None
+    reopen: bool = True
+    fallback: str = ""
 
 
 class CMID(AddressedId):
@@ -85,6 +106,7 @@ class CMID(AddressedId):
         self._requests: RequestQueue | None = None
         self._connector: Connector | None = None
         self._connection: Connection | None = None
+        self._attempt: _Attempt | None = None
         self._active = False
         self._under_way = False
         self._established = False
@@ -126,6 +148,11 @@ class CMID(AddressedId):
         return self._connection is not None and self._connection.crc
 
     @property
+    def fallback(self) -> str:
+        """Why the connection is in MPA revision 1 where revision 2 was asked for; empty else."""
+        return "" if self._connection is None else self._connection.fallback
+
+    @property
     def disconnected(self) -> bool:
         """There is no stream, or it is closed; every request has completed."""
         return self._connector is None and (self._driver is None or self._driver.closed)
@@ -164,7 +191,8 @@ class CMID(AddressedId):
             qp = self._qp_to_connect(param)
             self._enter(CmCall.CONNECT)
             self._begin(active=True)
-            self._open_stream(qp, offer, timeout, param.retry_count, tap)
+            end = self.context.loop.clock() + timeout
+            self._open_stream(_Attempt(qp, offer, end, param.retry_count, tap))
         self._wait_for_answer()
 
     def adopt_active(
@@ -187,7 +215,8 @@ class CMID(AddressedId):
             qp = self._qp_to_connect(param)
             self._enter(CmCall.ADOPT)
             self._begin(active=True)
-            self._initiate(stream, qp, offer, timeout, param.retry_count, tap)
+            end = self.context.loop.clock() + timeout
+            self._initiate(stream, _Attempt(qp, offer, end, param.retry_count, tap, False))
         self._wait_for_answer()
 
     def establish(self) -> None:
@@ -300,7 +329,7 @@ class CMID(AddressedId):
             qp = self._qp_to_connect(param)
             self._under_way, self._failure = True, None
             try:
-                connection.accept(qp.core, offer)
+                connection.accept(qp.core, offer, self.context.loop.clock())
             except ValueError:
                 self._under_way = False
                 raise
@@ -366,6 +395,11 @@ class CMID(AddressedId):
 
     # -- for events ----------------------------------------------------------------------------
 
+    @property
+    def requests_waiting(self) -> int:
+        """Connection requests that nobody has taken yet."""
+        return 0 if self._requests is None else len(self._requests.listener.requests)
+
     def request_delivered(self, report: Report) -> None:
         """A CONNECT_REQUEST of this listener was got."""
         with self.context.loop.lock:
@@ -389,22 +423,20 @@ class CMID(AddressedId):
         self._established = self._answering = self._disconnect_told = False
         self._failure = None
 
-    def _open_stream(
-        self, qp: QP, offer: Offer, timeout: float, retries: int, tap: Tap | None
-    ) -> None:
+    def _open_stream(self, attempt: _Attempt) -> None:
         """With the lock held."""
         loop, address = self.context.loop, self.address
         assert address is not None
-        end = loop.clock() + timeout
 
         def done(stream: Stream | None, error: OSError | None) -> None:
             self._connector = None
             if stream is not None:
-                self._initiate(stream, qp, offer, end - loop.clock(), retries, tap)
+                self._initiate(stream, attempt)
             else:
                 assert error is not None
                 self._failed(error)
 
+        timeout = attempt.end - loop.clock()
         self._connector = Connector(loop, address.destinations, self._socket_for, timeout, done)
         self._connector.start()
 
@@ -430,22 +462,48 @@ class CMID(AddressedId):
             raise
         return sock
 
-    def _initiate(
-        self,
-        stream: Stream,
-        qp: QP,
-        offer: Offer,
-        timeout: float,
-        retries: int,
-        tap: Tap | None,
-    ) -> None:
+    def _initiate(self, stream: Stream, attempt: _Attempt) -> None:
         """The stream is open: ask the peer. With the lock held."""
         loop = self.context.loop
-        self.options.apply(stream, retries)
-        connection = Connection.initiate(qp.core, offer, loop.clock(), timeout, self._changed)
-        self._connection = connection
-        driver = StreamDriver(loop, connection, stream, tap=tap, tap_for=self.context.tap_for)
-        self._take(connection, driver)
+        self.options.apply(stream, attempt.retries)
+        now = loop.clock()
+        self._attempt = attempt
+        self._connection = connection = Connection.initiate(
+            attempt.qp.core,
+            attempt.offer,
+            now,
+            attempt.end - now,
+            self._changed,
+            fallback=attempt.fallback,
+        )
+        tap_for = self.context.tap_for
+        driver = StreamDriver(loop, connection, stream, tap=attempt.tap, tap_for=tap_for)
+        if connection is self._connection:  # else it failed, and the next attempt has begun
+            self._take(connection, driver)
+
+    def _fall_back(self, connection: Connection) -> bool:
+        """Connect again, in MPA revision 1, where that was asked for and may help. With the lock
+        held.
+        """
+        attempt = self._attempt
+        if attempt is None or not (attempt.offer.revision_fallback and attempt.reopen):
+            return False
+        answered = connection.peer_revision
+        if answered != 1 and (answered is not None or connection.code not in ("closed", "lost")):
+            return False
+        reason = f"MPA revision 2 failed ({connection.reason}): connecting again in revision 1"
+        # Imported where it is needed: it takes a while, and most programs never do.
+        import logging
+
+        logging.getLogger("steertag.verbs").warning("%s", reason)
+        self._forget()
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.close()
+        self._open_stream(
+            replace(attempt, offer=attempt.offer.in_revision_1(), reopen=False, fallback=reason)
+        )
+        return True
 
     def _take_request(self, listener: CMID, connection: Connection, driver: StreamDriver) -> None:
         """A peer's request is this CMID's. With the lock held."""
@@ -479,6 +537,8 @@ class CMID(AddressedId):
             private_data = connection.private_data if self._active else b""
             self._report(kind, None, private_data, peer_param(connection))
         elif connection.state in (MpaState.REJECTED, MpaState.FAILED):
+            if self._under_way and self._active and self._fall_back(connection):
+                return
             self._failed(ConnectError.of(connection))
 
     def _failed(self, error: OSError) -> None:
@@ -487,6 +547,7 @@ class CMID(AddressedId):
         if self.state is not CmState.CONNECT or self._established:
             return
         asked, self._under_way, self._failure = self._under_way, False, error
+        self._forget()
         code = error.code if isinstance(error, ConnectError) else ""
         if self._active:
             self._enter(CmCall.FAIL)
@@ -497,6 +558,13 @@ class CMID(AddressedId):
         # What the program itself did to a request needs no telling.
         if code != "rejected" and (asked or code != "aborted"):
             self._report(_E.RDMA_CM_EVENT_CONNECT_ERROR, error)
+
+    def _forget(self) -> None:
+        """What becomes of this connection concerns nobody: another may be tried meanwhile."""
+        if self._connection is not None:
+            self._connection.on_change = None
+        if self._driver is not None:
+            self._driver.on_close = None
 
     def _abort(self) -> None:
         """Give up what is being set up. With the lock held."""
