@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
 
 from tests.support import IN_CI, NEEDS
+
+# What tests open shows itself to no command of whoever runs them, and the other way round.
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="steertag-tests-")
+os.environ.pop("STEERTAG_INSPECT", None)
+atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 # A shared machine stalls now and then; how long an example takes says nothing about the code.
 settings.register_profile("steertag", deadline=None)

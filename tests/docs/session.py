@@ -49,7 +49,8 @@ class Session:
             for name, value in os.environ.items()
             if not name.startswith(("XDG_", "STAG_"))  # nothing of whoever runs the tests
         }
-        self._environment = {**inherited, "PATH": path, "HOME": str(directory)}
+        own = str(directory)
+        self._environment = {**inherited, "PATH": path, "HOME": own, "XDG_RUNTIME_DIR": own}
 
     def _enter_network(self) -> None:
         """Make a network namespace that lives as long as the process that holds it."""

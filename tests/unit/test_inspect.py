@@ -328,3 +328,49 @@ def test_counters_outlive_their_queue_pairs_and_their_rnic(
     assert sent() == before
     program.do("context.close(); v.Context()")
     assert sent() == before
+
+
+# -- stag sockets, stag sysctl -------------------------------------------------------------------
+
+
+def test_sockets_of_running_programs_are_listed_with_their_owner(program: Program) -> None:
+    listed = stag("sockets", "-l").output.splitlines()
+    assert listed[0].split()[-1] == "Process"
+    (line,) = (line for line in listed if f"127.0.0.1:{program.said} " in line)
+    assert line.endswith(f'users:(("{_comm(program.pid)}",pid={program.pid}))')
+    (row,) = json.loads(stag("sockets", "-l", "--json", "-p", str(program.pid)).stdout)
+    assert (row["local"], row["pid"]) == (f"127.0.0.1:{program.said}", program.pid)
+    assert len(json.loads(stag("sockets", "--json", "-p", str(program.pid)).stdout)) == 2
+
+
+def test_parameters_of_a_running_program_can_be_read(directory: Path) -> None:
+    settings = "net.core.somaxconn=77"
+    source = ONE_RNIC
+    with Program(source, STEERTAG_INSPECT=str(directory), STEERTAG_SYSCTL=settings) as program:
+        pid = str(program.pid)
+        assert stag("sysctl", "-p", pid, "net/core/somaxconn").output == (
+            "net.core.somaxconn = 77\n"
+        )
+        assert stag("sysctl", "-p", pid, "-n", "net.core.somaxconn").output == "77\n"
+        whole = json.loads(stag("sysctl", "-p", pid, "-a", "--json").output)
+        assert whole["net.core.somaxconn"]["value"] == [77]
+        assert stag("sysctl", "-p", pid, "-a", "-n").output.count("\n") == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("sysctl", "-p", "1", "-a"), 1, "process 1 has no inspection socket in"),
+        (("sysctl", "-p", "PID", "net.core.nope"), 1, "no sysctl 'net.core.nope'"),
+        (("sysctl", "-p", "PID", "net.core.nope", "--json"), 1, "no sysctl 'net.core.nope'"),
+        (("sysctl", "-p", "PID", "net.core.somaxconn=1"), 2, "STEERTAG_SYSCTL"),
+        (("sockets", "-p", "1"), 1, "process 1 has no inspection socket in"),
+        (("sockets", "-p", "x"), 2, "'x' is not a valid integer"),
+    ],
+)
+def test_what_a_program_cannot_be_asked_is_one_line_and_an_exit_code(
+    program: Program, args: tuple[str, ...], code: int, message: str
+) -> None:
+    result = stag(*(str(program.pid) if arg == "PID" else arg for arg in args))
+    assert result.exit_code == code
+    assert message in result.output
