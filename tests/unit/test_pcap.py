@@ -66,6 +66,17 @@ def test_an_end_that_accepted_records_itself_as_the_server(tmp_path: Path) -> No
     assert (stream.sent, stream.received) == (b"from the client", b"from the server")
 
 
+def test_a_connection_may_outlive_its_capture(tmp_path: Path) -> None:
+    path = tmp_path / "short.pcap"
+    with PcapWriter(path) as writer:
+        tap = writer.tap(CLIENT, SERVER)
+        tap.sent(b"recorded")
+    tap.received(b"too late")
+    tap.close()
+    (stream,) = tcp_streams(path)
+    assert (stream.sent, stream.received) == (b"recorded", b"")
+
+
 @pytest.mark.parametrize(
     ("local", "remote"), [("2001:db8::1", "2001:db8::2"), ("fe80::1%eth0", "fe80::2%eth0")]
 )

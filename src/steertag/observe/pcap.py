@@ -100,6 +100,7 @@ class PcapWriter:
         else:
             self._file, self._owned = target, False
         self._clock = clock
+        self._closed = False
         self._packets = 0
         self._file.write(
             _FILE_HEADER.pack(_MICROSECONDS, 2, 4, 0, 0, MAX_SNAPLEN, LINKTYPE_ETHERNET)
@@ -120,7 +121,9 @@ class PcapWriter:
         return StreamTap(self, local, remote, initiator=initiator, mss=mss)
 
     def write_packet(self, *parts: Buffer) -> None:
-        """Append one Ethernet frame, given in parts."""
+        """Append one Ethernet frame, given in parts. After `close` nothing is recorded any more."""
+        if self._closed:
+            return
         microseconds = self._packets if self._clock is None else round(self._clock() * 1_000_000)
         seconds, fraction = divmod(microseconds, 1_000_000)
         size = sum(map(len, parts))
@@ -130,7 +133,8 @@ class PcapWriter:
         self._packets += 1
 
     def close(self) -> None:
-        """Flush, and close the file if it was given by its path."""
+        """Flush, and close the file if it was given by its path. Taps may outlive it."""
+        self._closed = True
         if self._owned:
             self._file.close()
         else:
