@@ -44,9 +44,11 @@ class End:
         access: int = ALL_ACCESS,
         cap: QpCap = CAP,
         cq_depth: int = 4096,
+        rnic: Rnic | None = None,
+        pd: int | None = None,
     ) -> None:
-        self.rnic = Rnic(random.Random(seed).getrandbits)
-        self.pd = self.rnic.alloc_pd()
+        self.rnic = Rnic(random.Random(seed).getrandbits) if rnic is None else rnic
+        self.pd = self.rnic.alloc_pd() if pd is None else pd
         self.scq = CompletionQueue(cq_depth)
         self.rcq = CompletionQueue(cq_depth)
         self.qp: QueuePair = self.rnic.create_qp(self.pd, self.scq, self.rcq, cap)
