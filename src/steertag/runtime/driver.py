@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from steertag.rdma.connection import Connection
 from steertag.rdma.counters import Counters
 from steertag.rdma.qp import QueuePair
 from steertag.rdma.qp_state import QpState
-from steertag.runtime.loop import READ, WRITE, Loop
+from steertag.runtime.loop import HANGUP, READ, WRITE, Loop
 from steertag.runtime.stream import Buffer, Stream
 
 MSG_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -25,6 +26,10 @@ SPIN: Final = 50e-6
 LINGER: Final = 1.0
 """Seconds for a Terminate to leave, and for the peer's FIN to come after ours, so that closing
 doesn't reset the stream and with it what the peer hasn't read yet."""
+CLOSE_TIMEOUT: Final = 30.0
+CLOSE_OCTETS: Final = 64 * 1024
+"""What is posted when a connection is closed is still sent, but a peer has to take, or send, this
+many octets in every so many seconds."""
 
 
 class Tap(Protocol):
@@ -74,7 +79,9 @@ class StreamDriver:
         self._can_time_reads = True
         self._events = READ
         self._linger_until: float | None = None
-        self._sink = memoryview(bytearray(_SINK_OCTETS))
+        self._close_by: float | None = None
+        self._close_octets = 0
+        self._sink = memoryview(b"")
         # The setting-up has no queue pair, and needs none of its speed.
         self._counters = Counters()
         self._qp: QueuePair | None = None
@@ -94,17 +101,28 @@ class StreamDriver:
 
     @property
     def deadline(self) -> float | None:
-        return self.connection.deadline if self._linger_until is None else self._linger_until
+        if self._linger_until is not None:
+            return self._linger_until
+        return self.connection.deadline if self._close_by is None else self._close_by
 
     def handle_timer(self, now: float) -> None:
         if self._linger_until is not None:
             self.close()
+            return
+        if self._close_by is not None:
+            if now >= self._close_by:
+                self.connection.engine.stream_lost("the peer takes too little to be waited for")
+                self.close()
             return
         self.connection.handle_timer(now)
         self.settle()
 
     def pump(self) -> bool:
         """Send what is to be sent, read what is there. True if anything moved."""
+        if not self._events & READ & ~HANGUP and self._hung_up():
+            self._end_of_stream()
+            self.settle()
+            return True
         sent = self._send()
         received = self._receive(MSG_DONTWAIT, _ROUNDS) != 0
         if received:
@@ -116,20 +134,21 @@ class StreamDriver:
         """`pump`, but wait in the stream's own read; None where that can't be done.
 
         For a program's only connection: one system call instead of three for a message that is
-        waited for.
+        waited for. With no time to wait (0) it only looks.
         """
         qp = self._qp
+        look = timeout == 0
         if (
             qp is None
             or qp.state is not QpState.RTS
             or self._blocked
-            or (timeout != self._read_timeout and not self._set_read_timeout(timeout))
+            or not (look or timeout == self._read_timeout or self._set_read_timeout(timeout))
             or qp.tx.pending()
         ):
             return None
-        octets = self._spin() if qp.rx.reading_ahead else 0
+        octets = self._spin() if not look and qp.rx.reading_ahead else 0
         if not octets and not self.closed:
-            octets = self._receive(0, 1)
+            octets = self._receive(MSG_DONTWAIT if look else 0, 1)
         if octets > 0 and not self._drained:
             self.pump()
         elif qp.wants_to_send or qp.state is not QpState.RTS:
@@ -214,9 +233,15 @@ class StreamDriver:
             sent = True
             if engine is not self.connection.engine:
                 self._established()
-                break
+                engine, counters, more = self.connection.engine, self._counters, True
         self._blocked = False
         return sent
+
+    def _hung_up(self) -> bool:
+        """The peer has closed, as far as that can be told without reading."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLRDHUP)
+        return bool(poller.poll(0))
 
     def _receive(self, flags: int, rounds: int) -> int:
         """Read up to `rounds` times: how many octets came, or `_ENDED` at the stream's end.
@@ -298,8 +323,11 @@ class StreamDriver:
         if qp is not None and qp.state is QpState.TERMINATE and self._linger_until is None:
             # A peer that doesn't read our Terminate isn't waited for without end.
             self._linger()
+        if qp is not None and qp.state is QpState.CLOSING:
+            self._hurry(qp)
         if engine.closing and not self._shut:
             self._shut = True
+            self._sink = memoryview(bytearray(_SINK_OCTETS))
             try:
                 self._stream.shutdown(socket.SHUT_WR)
             except OSError:
@@ -308,13 +336,20 @@ class StreamDriver:
                 return 0
             self._linger()
             self._loop.notify()
+        self._loop.schedule(self)
         setting_up = engine is self.connection and not self._shut
-        readable = READ if not setting_up or engine.buffers() else 0
+        readable = READ if not setting_up or engine.buffers() else HANGUP
         return readable | (WRITE if self._blocked else 0)
 
     def _linger(self) -> None:
         self._linger_until = self._loop.clock() + LINGER
-        self._loop.wake()
+
+    def _hurry(self, qp: QueuePair) -> None:
+        """Closing waits for a peer that gets on, and not for one that doesn't."""
+        octets = qp.counters.tx_bytes + qp.counters.rx_bytes
+        if self._close_by is None or octets - self._close_octets >= CLOSE_OCTETS:
+            self._close_by = self._loop.clock() + CLOSE_TIMEOUT
+            self._close_octets = octets
 
     def _lost(self, exc: OSError) -> None:
         self.connection.engine.stream_lost(exc.strerror or str(exc))

@@ -29,7 +29,10 @@ class Listener:
     """Args:
     loop: where it registers itself.
     socket: listening and non-blocking; closed with the listener.
-    backlog: connections at most that are being set up or wait to be accepted; one more is closed.
+    backlog: connections at most that are being set up or wait to be accepted. Where there is one
+        more, the one that has been without a Request for longest makes room for it: a peer sends
+        its Request at once, and one that doesn't must not keep others out. Where all have sent
+        theirs and wait for the application, the new one is closed.
     timeout: seconds that a peer has to send its Request.
     tap_for: asked for what sees the octets of each connection.
 
@@ -38,6 +41,7 @@ class Listener:
         backlog: as given.
         requests: connections whose Request is here, oldest first.
         refused: connections closed because the backlog was full.
+        dropped: those closed before their Request came, to make room.
         on_requests: called after `requests` has changed, where somebody set it; not for `take`.
     """
 
@@ -51,6 +55,7 @@ class Listener:
     ) -> None:
         self.requests: deque[tuple[Connection, StreamDriver]] = deque()
         self.refused = 0
+        self.dropped = 0
         self.on_requests: Callable[[], None] | None = None
         self.deadline: float | None = None
         self.closed = False
@@ -88,12 +93,16 @@ class Listener:
                 # No descriptors or memory: the peers wait in the backlog until there are some.
                 self.deadline = self._loop.clock() + _PAUSE
                 self._loop.wait_on(self, 0)
+                self._loop.schedule(self)
                 return accepted > 0
             self._prune()
             if len(self._half_open) + len(self.requests) >= self.backlog:
-                self.refused += 1
-                stream.close()
-                continue
+                if not self._half_open:
+                    self.refused += 1
+                    stream.close()
+                    continue
+                self.dropped += 1
+                next(iter(self._half_open.values())).close()
             self._begin(stream)
         return True
 

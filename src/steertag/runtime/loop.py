@@ -7,6 +7,8 @@ one, whoever waits (`wait_for`) or polls runs it. Handlers and what they lead to
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import select
 import threading
@@ -16,6 +18,10 @@ from typing import Final, Protocol
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
 WRITE: Final = select.EPOLLOUT
+HANGUP: Final = select.EPOLLRDHUP
+"""Nothing is to be read, but that the peer has closed is to be known."""
+_STALE: Final = 64
+"""Timers that no handler has any more, beyond as many as there are others, are cleared away."""
 _THREAD_NAME: Final = "steertag-rnic"
 
 
@@ -24,7 +30,11 @@ class Handler(Protocol):
 
     @property
     def deadline(self) -> float | None:
-        """When `handle_timer` is to be called; seconds of the loop's clock."""
+        """When `handle_timer` is to be called; seconds of the loop's clock.
+
+        The loop looks at it when the handler is added and when it is told (`Loop.schedule`), which
+        it has to be when the time becomes an earlier one.
+        """
         ...
 
     def fileno(self) -> int: ...
@@ -56,6 +66,9 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._events: dict[int, int] = {}
         self._sole: Handler | None = None
+        self._timers: list[tuple[float, int, Handler]] = []
+        self._due: dict[Handler, float] = {}  # of each handler with a timer: which one counts
+        self._numbers = itertools.count()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._thread: threading.Thread | None = None
@@ -73,6 +86,21 @@ class Loop:
             self._events[handler.fileno()] = events
             self._epoll.register(handler.fileno(), events)
             self._find_sole()
+            self.schedule(handler)
+            self.wake()
+
+    def schedule(self, handler: Handler) -> None:
+        """The handler has a deadline now, or an earlier one than before. With the lock held."""
+        deadline = handler.deadline
+        due = self._due.get(handler)
+        if deadline is None or (due is not None and due <= deadline):
+            return
+        if len(self._timers) > 2 * len(self._due) + _STALE:
+            self._timers = [timer for timer in self._timers if self._due.get(timer[2]) == timer[0]]
+            heapq.heapify(self._timers)
+        self._due[handler] = deadline
+        heapq.heappush(self._timers, (deadline, next(self._numbers), handler))
+        if self._timers[0][2] is handler:
             self.wake()
 
     def wait_on(self, handler: Handler, events: int) -> None:
@@ -94,6 +122,7 @@ class Loop:
             if self._handlers.pop(handler.fileno(), None) is not None:
                 self.wait_on(handler, 0)
                 del self._events[handler.fileno()]
+                self._due.pop(handler, None)
                 self._find_sole()
 
     def handlers(self) -> list[Handler]:
@@ -110,10 +139,20 @@ class Loop:
     def deadline(self) -> float | None:
         """When `run_once` is to be called at the latest; None where that depends on no time."""
         with self.lock:
-            return min(
-                (h.deadline for h in self._handlers.values() if h.deadline is not None),
-                default=None,
-            )
+            timers = self._timers
+            while timers:
+                due, _, handler = timers[0]
+                deadline = handler.deadline if self._due.get(handler) == due else None
+                if deadline is not None and deadline <= due:
+                    return deadline
+                heapq.heappop(timers)
+                if self._due.get(handler) == due:
+                    del self._due[handler]
+                    if deadline is not None:
+                        # Put off meanwhile, of which nobody had to tell.
+                        self._due[handler] = deadline
+                        heapq.heappush(timers, (deadline, next(self._numbers), handler))
+            return None
 
     @property
     def threaded(self) -> bool:
@@ -133,28 +172,19 @@ class Loop:
         if sole is not None and self._thread is None:
             # The usual case of a latency-bound program: no epoll in the way of the socket.
             with self.lock:
-                moved = None if timeout == 0 else sole.block(timeout)
+                moved = sole.block(timeout)
                 if moved is not None:
                     return moved
                 if sole.pump():
+                    self._fire_timers()
                     return True
                 if timeout == 0 and sole.deadline is None:
                     return False
-        with self.lock:
-            timeout = self._until_deadline(timeout)
-        self.waits += 1
-        ready = self._epoll.poll(-1 if timeout is None else timeout)
-        moved = False
-        for fd, _ in ready:
-            with self.lock:
-                if fd == self._wake:
-                    os.eventfd_read(self._wake)
-                    continue
-                handler_of_fd = self._handlers.get(fd)
-                if handler_of_fd is not None and handler_of_fd.pump():
-                    moved = True
-        self._fire_timers()
-        return moved
+        return self._run_ready(timeout)
+
+    def run_ready(self) -> bool:
+        """What `fileno()` was readable for: move it, without waiting. True if anything was moved."""
+        return self._run_ready(0.0)
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `predicate()` holds, called with the lock held; False after `timeout`.
@@ -201,9 +231,25 @@ class Loop:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _run_ready(self, timeout: float | None) -> bool:
+        with self.lock:
+            timeout = self._until_deadline(timeout)
+        self.waits += 1
+        ready = self._epoll.poll(-1 if timeout is None else timeout)
+        moved = False
+        for fd, _ in ready:
+            with self.lock:
+                if fd == self._wake:
+                    os.eventfd_read(self._wake)
+                    continue
+                handler_of_fd = self._handlers.get(fd)
+                if handler_of_fd is not None and handler_of_fd.pump():
+                    moved = True
+        self._fire_timers()
+        return moved
+
     def _find_sole(self) -> None:
-        handlers = list(self._handlers.values())
-        self._sole = handlers[0] if len(handlers) == 1 else None
+        self._sole = next(iter(self._handlers.values())) if len(self._handlers) == 1 else None
 
     def _run(self) -> None:
         while not self._stopping:
@@ -217,9 +263,16 @@ class Loop:
         return left if timeout is None else min(timeout, left)
 
     def _fire_timers(self) -> None:
+        if not self._timers:
+            return
         with self.lock:
-            timed = [h for h in self._handlers.values() if h.deadline is not None]
-            now = self.clock() if timed else 0.0
-            for handler in timed:
-                if handler.deadline is not None and handler.deadline <= now:
-                    handler.handle_timer(now)
+            now = self.clock()
+            expired = []
+            while (deadline := self.deadline) is not None and deadline <= now:
+                handler = heapq.heappop(self._timers)[2]
+                del self._due[handler]
+                expired.append(handler)
+            for handler in expired:
+                handler.handle_timer(now)
+                if self._handlers.get(handler.fileno()) is handler:
+                    self.schedule(handler)
