@@ -111,7 +111,7 @@ def tshark_fpdu(packet: int, mpa: ET.Element, rdma: ET.Element) -> Fields:
     if shown(rdma, "iwarp_rdma.inval_stag") is not None:
         fields["invalidate"] = number(rdma, "iwarp_rdma.inval_stag")
     if fields["opcode"] == Opcode.READ_REQUEST:
-        names = ("sinkstag", "sinkto", "rdmardsz", "srcstag", "srcto")
+        names: tuple[str, ...] = ("sinkstag", "sinkto", "rdmardsz", "srcstag", "srcto")
         fields["body"] = tuple(number(rdma, f"iwarp_rdma.{name}") for name in names)
     elif fields["opcode"] == Opcode.TERMINATE:
         fields["body"] = tuple(
