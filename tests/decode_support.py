@@ -260,7 +260,7 @@ def decoded(packets: Iterable[Packet], **options: object) -> tuple[list[Frame], 
 def lines(packets: Iterable[Packet]) -> list[str]:
     """Without packet numbers, times and ports."""
     frames, _ = decoded(packets)
-    return [line(frame, 0).split("  ", 1)[1].split("  ", 1)[1] for frame in frames]
+    return [line(frame, 0).partition(" #")[2].partition("  ")[2] for frame in frames]
 
 
 def fpdus(frames: Iterable[Frame]) -> list[FpduFrame]:
