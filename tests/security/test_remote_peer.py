@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import secrets
 from collections.abc import Callable
 
@@ -233,7 +234,7 @@ def test_stags_and_offsets_tell_nothing_of_one_another_or_of_memory() -> None:
                 seen.append((mr.rkey, mr.buf))
     keys = [key for key, _ in seen]
     assert len(set(keys)) == len(keys)
-    steps = {b - a for a, b in zip(keys, keys[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(keys)}
     assert len(steps) > len(keys) // 2
     assert seen[0][1] != seen[20][1]
 

@@ -31,7 +31,7 @@ from steertag.errors import ProtocolError, WireError
 from steertag.rdma.constants import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE
 from steertag.rdma.counters import Counters
 from steertag.rdma.inbound import Inbound
-from steertag.rdma.memory import StagTable
+from steertag.rdma.memory import LocalProtectionError, StagTable
 from steertag.rdma.qp_tx import Transmitter
 from steertag.wire import ddp, mpa, rdmap
 from steertag.wire.crc32c import CRC_FIELD, crc32c
@@ -194,9 +194,10 @@ class Receiver:
     def _make_room(self, octets: int) -> None:
         """Have room for so many behind what is in the buffer."""
         left = bytes(self._mv[self._start : self._end])
-        if len(left) + octets > len(self._buf):
+        room = len(left) + octets
+        if room > len(self._buf) or room <= BUFFER_OCTETS < len(self._buf):
             # A power of two, so that it doesn't grow again for each few octets more.
-            self._buf = bytearray(1 << (len(left) + octets - 1).bit_length())
+            self._buf = bytearray(max(_FIRST_BUFFER, 1 << (room - 1).bit_length()))
             self._mv = memoryview(self._buf)
         self._mv[: len(left)] = left
         self._start, self._end = 0, len(left)
@@ -357,7 +358,13 @@ class Receiver:
         read = self._tx.reads[0]
         at = read.placed + step
         left = min(read.length - at, step * _FORESEEN)
-        sink = self._table.local_view(read.lkey, self._pd, read.addr + at, left, ACCESS_LOCAL_WRITE)
+        try:
+            sink = self._table.local_view(
+                read.lkey, self._pd, read.addr + at, left, ACCESS_LOCAL_WRITE
+            )
+        except LocalProtectionError:
+            # Registered anew, smaller, since the Read was posted: found when that segment comes.
+            return
         for position in range(0, left, step):
             view = sink[position : position + step]
             ulpdu = len(view) + ddp.TAGGED_LEN
@@ -420,7 +427,11 @@ class Receiver:
         self._make_room(len(back))
         self._mv[: len(back)] = back
         self._end = len(back)
-        self._parse()
+        try:
+            self._parse()
+        finally:
+            # What was taken back may be four times what is ever read ahead: not to be kept.
+            self._make_room(_PREFIX_LEN)
 
     def _place_early(self, early: bytes) -> None:
         """Copy what was read ahead of the segment that is placed directly from here on."""

@@ -17,7 +17,13 @@ from steertag.rdma.srq import SharedReceiveQueue
 
 @dataclass(frozen=True, slots=True)
 class RnicLimits:
-    """`struct ibv_device_attr`, as far as an RNIC has it."""
+    """`struct ibv_device_attr`, as far as an RNIC has it.
+
+    Attributes:
+        max_pd_objects: regions, windows, queue pairs and shared receive queues of one protection
+            domain. Not in ibv_device_attr: where each peer has a domain of its own, none of them
+            can have all that the device has (RFC 5042 section 6.4.1).
+    """
 
     max_qp: int = 4096
     max_qp_wr: int = 32768
@@ -29,6 +35,7 @@ class RnicLimits:
     max_srq: int = 4096
     max_srq_wr: int = 32768
     max_inline_data: int = 65536
+    max_pd_objects: int = 1 << 18
 
 
 class Rnic:
@@ -77,8 +84,14 @@ class Rnic:
             )
         del self.pds[pd]
 
+    def _room_in(self, pd: int) -> None:
+        if len(self.pds[pd]) >= self.limits.max_pd_objects:
+            limit = self.limits.max_pd_objects
+            raise os_error(errno.ENOMEM, f"{limit} objects belong to the protection domain")
+
     def register(self, pd: int, buffer: object, access: int, base: int | None = None) -> Region:
-        """See `StagTable.register`."""
+        """See `StagTable.register`. Raises OSError ENOMEM too where the domain is full."""
+        self._room_in(pd)
         region = self.table.register(pd, buffer, access, base)
         self.pds[pd].add(region)
         return region
@@ -86,6 +99,8 @@ class Rnic:
     def reregister(self, region: Region, pd: int, buffer: object, access: int, base: int) -> None:
         """See `StagTable.reregister`."""
         before = region.pd
+        if pd != before:
+            self._room_in(pd)
         self.table.reregister(region, pd, buffer, access, base)
         self.pds[before].discard(region)
         self.pds[pd].add(region)
@@ -111,7 +126,8 @@ class Rnic:
             qp.detach(stag, view.obj)
 
     def alloc_window(self, pd: int, kind: int) -> Window:
-        """See `StagTable.alloc_window`."""
+        """See `StagTable.alloc_window`. Raises OSError ENOMEM too where the domain is full."""
+        self._room_in(pd)
         window = self.table.alloc_window(pd, kind)
         self.pds[pd].add(window)
         return window
@@ -130,6 +146,7 @@ class Rnic:
             raise os_error(errno.EINVAL, f"{max_wr} receives of {max_sge} elements")
         if len(self.srqs) >= limits.max_srq:
             raise os_error(errno.ENOMEM, f"{limits.max_srq} shared receive queues exist")
+        self._room_in(pd)
         srq = SharedReceiveQueue(pd, max_wr, max_sge, receive_of, on_limit)
         self.srqs.add(srq)
         self.pds[pd].add(srq)
@@ -166,6 +183,7 @@ class Rnic:
             raise os_error(errno.ENOMEM, f"{limits.max_qp} queue pairs exist")
         if srq is not None and srq.pd != pd:
             raise os_error(errno.EINVAL, "the shared receive queue is of another domain")
+        self._room_in(pd)
         qp_num = self._next_qp_num()
         qp = QueuePair(
             qp_num,
