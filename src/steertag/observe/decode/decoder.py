@@ -193,11 +193,11 @@ class Decoder:
         if flags & RST:
             pair.finish(End.RESET)
         else:
-            if flags & SYN and flags & ACK:
-                peer.begin(ack)
-            stream.segment(seq, flags, payload, length)
             if flags & ACK:
+                if flags & SYN:
+                    peer.begin(ack)
                 peer.acknowledged(ack)
+            stream.segment(seq, flags, payload, length)
             if stream.ended and peer.ended:
                 pair.finish(End.FIN)
             elif direction.ignored and direction.peer.ignored:

@@ -362,7 +362,7 @@ class Direction:
         connection, peer = self._connection, self.peer
         if connection.request is None or connection.initiator is self._link:
             return
-        if peer.fpdus == 0 and peer.order.intact and not peer.held:
+        if peer.fpdus == 0 and peer.order.intact and not (peer.held or peer.stream.stalled):
             frame.problems.append("the responder sends before the initiator's first FPDU")
 
     def _judge(self, frame: FpduFrame, end: int) -> None:

@@ -5,13 +5,13 @@ an untagged segment (RFC 5041 section 4.3), STag and TO of one that goes on with
 and which Read Response answers which Read Request (RFC 5040 section 5.2).
 
 What the capture lacks isn't held against the stream: behind a gap, and where a capture begins in
-the middle, the first segment of each kind is believed.
+the middle, the first segment of each kind is believed; Read Responses aren't matched any more, as
+buffers are used again and again and nothing else in them says which request they answer.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 from typing import Final
 
 from steertag.observe.decode.frames import FpduFrame, operation_name
@@ -36,7 +36,6 @@ TAGGED_OPCODES: Final = frozenset({int(Opcode.WRITE), int(Opcode.READ_RESPONSE)}
 
 _WORD: Final = 0xFFFFFFFF
 _MAX_OUTSTANDING: Final = 0x4000  # ORD has 14 bits
-_SEARCHED: Final = 64
 _NEAR: Final = 1 << 16
 
 
@@ -55,7 +54,7 @@ class SegmentOrder:
         self._tagged: tuple[int, int, int] | None = None  # opcode, STag, TO of what must follow
         self._requests: deque[rdmap.ReadRequest] = deque()
         self._answered = 0  # octets of the oldest request's Response
-        self._all_requests = True  # none that waits for its Response went by unseen
+        self._all_requests = True  # neither one nor the Response to one went by unseen
         self._last_msn: dict[int, int] = {}  # of each queue; a gap doesn't make it forgotten
         self.familiar_stags: deque[int] = deque(maxlen=16)
         self.intact = True
@@ -122,24 +121,24 @@ class SegmentOrder:
         """Note a Read Request of this direction."""
         if len(self._requests) >= _MAX_OUTSTANDING:
             self.forget_requests()  # nobody answers, or the answers aren't in the capture
-        self._requests.append(request)
+        if self._all_requests:
+            self._requests.append(request)
 
     def answered(self, frame: FpduFrame, *, certain: bool) -> None:
         """Note a Read Response segment of the other direction to a request of this one.
 
-        `certain`: no request waits behind a hole of the capture.
+        `certain`: the capture has all that the requester had sent by then.
         """
+        if not certain:
+            self.forget_requests()
         if not self._all_requests:
-            self._find_request(frame)
+            return
         if not self._requests:
-            if certain and self._all_requests:
-                frame.problems.append("no Read Request asked for it")
+            frame.problems.append("no Read Request asked for it")
             return
         request = self._requests[0]
         expected = (request.sink_stag, request.sink_to + self._answered)
         if (frame.stag, frame.to) != expected:
-            if not (certain and self._all_requests):
-                return
             frame.problems.append(
                 f"the Read Request asked for STag {expected[0]:#010x} TO {expected[1]:#x}"
             )
@@ -151,13 +150,3 @@ class SegmentOrder:
             self._answered = 0
         else:
             self._answered = total
-
-    def _find_request(self, frame: FpduFrame) -> None:
-        """Behind a gap: the Response's first segment says which of the requests is the oldest."""
-        for index, request in enumerate(islice(self._requests, _SEARCHED)):
-            if (request.sink_stag, request.sink_to) == (frame.stag, frame.to):
-                for _ in range(index):
-                    self._requests.popleft()
-                self._answered = 0
-                self._all_requests = True
-                return

@@ -84,8 +84,8 @@ class HalfStream:
 
     @property
     def stalled(self) -> bool:
-        """Octets wait behind a hole."""
-        return bool(self._waiting)
+        """The capture lacks octets so far: others wait behind them, or the peer has them."""
+        return bool(self._waiting) or self._acked > self._position
 
     @property
     def ended(self) -> bool:
