@@ -29,7 +29,7 @@ accepted = []
 
 def accept():
     accepted.append(listener.get_request())
-    accepted[0].accept()
+    accepted[-1].accept()
 
 thread = threading.Thread(target=accept)
 thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,35 @@ def test_a_listener_and_both_ends_of_a_connection_are_cm_ids(program: Program) -
     assert (active["ps"], active["qp-type"]) == ("TCP", "RC")
     queue_pairs = {qp["lqpn"] for qp in objects("resource", "show", "qp", "state", "rts")}
     assert queue_pairs == {active["lqpn"], passive["lqpn"]}
+
+
+def test_a_peer_that_has_not_said_a_word_is_a_cm_id_too(program: Program) -> None:
+    with socket.create_connection(("127.0.0.1", int(program.said))) as silent:
+        port = silent.getsockname()[1]
+        program.do("context.wait_for(lambda: len(context.loop.handlers()) == 4, 60)")
+        found = json.loads(shown("-jd", "resource", "show", "cm_id", "dst-port", str(port)))
+    assert [(row["state"], row["drv_mpa"]) for row in found] == [("CONNECT", "WAIT_REQUEST")]
+    assert "lqpn" not in found[0]
+
+
+def test_an_identifier_that_is_not_connected_yet_says_how_far_it_is(program: Program) -> None:
+    program.do("idle = v.CMID(v.AddrInfo(dst='127.0.0.1', dst_service=9), pd=pd)")
+    assert "lqpn" not in row("cm_id", "state", "route_resolved")
+    program.do("idle.close()")
+    assert objects("resource", "show", "cm_id", "state", "route_resolved") == []
+
+
+def test_a_connection_that_has_ended_is_disconnected_and_its_queue_pair_too(
+    program: Program,
+) -> None:
+    program.do("gone = v.CMID(v.AddrInfo(dst='127.0.0.1', dst_service=port), pd=pd)")
+    program.do("thread = threading.Thread(target=accept); thread.start(); gone.connect()")
+    program.do("thread.join(); gone.disconnect(); gone.wait_disconnected()")
+    lqpn = {ended["lqpn"] for ended in objects("res", "show", "cm_id", "state", "disconnect")}
+    ended = objects("-d", "res", "show", "qp", "state", "err")
+    assert lqpn & {qp["lqpn"] for qp in ended}
+    assert all(qp["drv_end"] for qp in ended)
+    program.do("gone.close(); accepted.pop().close()")
 
 
 def test_a_shared_receive_queue_names_its_queue_pairs(program: Program) -> None:

@@ -22,8 +22,11 @@ from steertag.rdma.qp import QueuePair
 from steertag.rdma.srq import SharedReceiveQueue
 from steertag.runtime.driver import StreamDriver
 from steertag.runtime.listener import Listener
+from steertag.runtime.loop import Handler
+from steertag.verbs.cm_state import CmState
+from steertag.verbs.cmid import CMID
 from steertag.verbs.cq import CQ
-from steertag.verbs.device import Context
+from steertag.verbs.device import PD, Context
 
 Row = dict[str, object]
 T = TypeVar("T")
@@ -43,8 +46,7 @@ _QP_STATE: Final = {
     "TERMINATE": "ERR",
     "ERROR": "ERR",
 }
-# rdma_cm has one state for a connection from the Request to the end.
-_CM_STATE: Final = {MpaState.REJECTED: "DISCONNECT", MpaState.FAILED: "DISCONNECT"}
+_BEFORE_A_QUEUE_PAIR: Final = frozenset({MpaState.WAIT_REQUEST, MpaState.REQUESTED})
 
 # The kernel's name (rxe_hw_counters.c) where the concept is the same: a packet is an FPDU here.
 COUNTER_NAMES: Final = {"tx_fpdus": "sent_pkts", "rx_fpdus": "rcvd_pkts"}
@@ -110,13 +112,12 @@ def _context_json(context: Context, numbers: Numbers) -> Iterator[bytes]:
     yield json.dumps(head)[:-1].encode()
     flat = [thing for _, inside in members for thing in inside]
     cqs = [child for child in context.children if isinstance(child, CQ)]
-    cm_ids = [handler for handler in handlers if isinstance(handler, Listener | StreamDriver)]
     yield from _rows_json(context, "pd", members, lambda pd: _pd_row(*pd))
     cq_numbers = numbers.inside(context, "cq")
     yield from _rows_json(context, "cq", cqs, lambda cq: _cq_row(cq, qps, cq_numbers))
     yield from _rows_json(context, "qp", qps, lambda qp: _qp_row(qp, cqs, cq_numbers))
-    cm_numbers = numbers.inside(context, "cm_id")
-    yield from _rows_json(context, "cm_id", cm_ids, lambda cm: _cm_row(cm, cm_numbers))
+    cm_ids = _CmIds(context, handlers, numbers.inside(context, "cm_id"))
+    yield from _rows_json(context, "cm_id", cm_ids.all(), cm_ids.row)
     yield from _rows_json(context, "mr", [t for t in flat if isinstance(t, Region)], _mr_row)
     srqs = [thing for thing in flat if isinstance(thing, SharedReceiveQueue)]
     srq_numbers = numbers.inside(context, "srq")
@@ -238,44 +239,71 @@ def _srq_row(srq: SharedReceiveQueue, qps: Sequence[QueuePair], numbers: Numbers
     return {**row, "pdn": srq.pd, "drv_rq": f"{len(srq.rq)}/{srq.max_wr}", "drv_limit": srq.limit}
 
 
-def _cm_row(thing: Listener | StreamDriver, numbers: Numbers) -> Row:
-    row: Row = {"port": PORT, "cm-idn": numbers.of(thing)}
-    if isinstance(thing, Listener):
-        row |= {"state": "LISTEN", "ps": "TCP"}
-        row |= _address("src-addr", thing.socket, "getsockname")
-        row["drv_requests"] = f"{len(thing.requests)}/{thing.backlog}"
-        row["drv_refused"] = thing.refused
-        return row
-    connection = thing.connection
-    if connection.qp is not None:
-        row |= {"lqpn": connection.qp.qp_num, "qp-type": "RC"}
-    row |= {"state": _cm_state(connection), "ps": "TCP"}
-    row |= _address("src-addr", thing.stream, "getsockname")
-    row |= _address("dst-addr", thing.stream, "getpeername")
-    row["drv_mpa"] = connection.state.name
-    row["drv_revision"] = connection.revision
-    return row
+class _CmIds:
+    """The CMIDs of a Context, with what serves them; and connections that no CMID has yet."""
+
+    def __init__(self, context: Context, handlers: Sequence[Handler], numbers: Numbers) -> None:
+        self._numbers = numbers
+        drivers = [handler for handler in handlers if isinstance(handler, StreamDriver)]
+        self._listeners = [handler for handler in handlers if isinstance(handler, Listener)]
+        self._of_qp = {driver.connection.qp: driver for driver in drivers}
+        pds = [child for child in context.children if isinstance(child, PD)]
+        self._cmids = [cmid for pd in pds for cmid in pd.children if isinstance(cmid, CMID)]
+        self._half_open = [
+            driver for driver in drivers if driver.connection.state in _BEFORE_A_QUEUE_PAIR
+        ]
+
+    def all(self) -> list[CMID | StreamDriver]:
+        taken = {_ends(cmid) for cmid in self._cmids}
+        free = [driver for driver in self._half_open if _ends(driver.stream) not in taken]
+        return [*self._cmids, *free]
+
+    def row(self, thing: CMID | StreamDriver) -> Row:
+        row: Row = {"port": PORT, "cm-idn": self._numbers.of(thing)}
+        if isinstance(thing, StreamDriver):
+            row |= {"state": CmState.CONNECT.name, "ps": "TCP"}
+            return {**row, **_addresses(thing.stream), **_set_up(thing.connection)}
+        if thing.qp is not None:
+            row |= {"lqpn": thing.qp.qp_num, "qp-type": "RC"}
+        row |= {"state": thing.state.name, "ps": "TCP", **_addresses(thing)}
+        if thing.state is CmState.LISTEN:
+            return {**row, **self._listening(thing)}
+        driver = self._of_qp.get(thing.qp.core) if thing.qp is not None else None
+        return row if driver is None else {**row, **_set_up(driver.connection)}
+
+    def _listening(self, cmid: CMID) -> Row:
+        for listener in self._listeners:
+            if _name(listener.socket, "getsockname") == _name(cmid, "getsockname"):
+                requests = f"{len(listener.requests)}/{listener.backlog}"
+                return {"drv_requests": requests, "drv_refused": listener.refused}
+        return {}
 
 
-def _cm_state(connection: Connection) -> str:
-    if connection.qp is not None and connection.qp.ended:
-        return "DISCONNECT"
-    return _CM_STATE.get(connection.state, "CONNECT")
+def _set_up(connection: Connection) -> Row:
+    return {"drv_mpa": connection.state.name, "drv_revision": connection.revision}
+
+
+def _addresses(thing: object) -> Row:
+    """`host:port` of both ends as rdma(8) writes them; none for a stream without addresses."""
+    ends = zip(("src-addr", "dst-addr"), _ends(thing), strict=True)
+    return {key: f"{name[0]}:{name[1]}" for key, name in ends if name is not None}
+
+
+def _ends(thing: object) -> tuple[tuple[object, ...] | None, tuple[object, ...] | None]:
+    return _name(thing, "getsockname"), _name(thing, "getpeername")
 
 
 class _Named(Protocol):
     def __call__(self) -> object: ...
 
 
-def _address(key: str, stream: object, method: str) -> Row:
-    """`host:port` as rdma(8) writes it; nothing for a stream that has no address."""
-    ask: _Named | None = getattr(stream, method, None)
+def _name(thing: object, method: str) -> tuple[object, ...] | None:
+    """The host and the port that a socket or a CMID says it has."""
+    ask: _Named | None = getattr(thing, method, None)
     if ask is None:
-        return {}
+        return None
     try:
         name = ask()
     except OSError:
-        return {}  # it was closed meanwhile
-    if not isinstance(name, tuple) or len(name) < 2:
-        return {}
-    return {key: f"{name[0]}:{name[1]}"}
+        return None  # none yet, or it was closed meanwhile
+    return name[:2] if isinstance(name, tuple) and len(name) >= 2 else None
