@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from steertag.cli.main import cli
 from tests.support import PROJECT, require_root
+from tests.transfer.harness import Serving
 from tests.unit.inspected import PATIENCE, Program, environment_of, socket_of
 
 QUESTION = json.dumps({"version": 1, "want": ["rdma", "sockets", "sysctl"]}).encode() + b"\n"
@@ -341,6 +342,13 @@ def test_sockets_of_running_programs_are_listed_with_their_owner(program: Progra
     (row,) = json.loads(stag("sockets", "-l", "--json", "-p", str(program.pid)).stdout)
     assert (row["local"], row["pid"]) == (f"127.0.0.1:{program.said}", program.pid)
     assert len(json.loads(stag("sockets", "--json", "-p", str(program.pid)).stdout)) == 2
+
+
+def test_a_server_without_rdma_shows_its_sockets_too(directory: Path, tmp_path: Path) -> None:
+    with Serving(tmp_path, "--no-rdma", STEERTAG_INSPECT=str(directory)) as server:
+        listed = json.loads(stag("sockets", "-l", "--json").stdout)
+        pid = server.process.pid
+        assert (f"127.0.0.1:{server.port}", pid) in [(row["local"], row["pid"]) for row in listed]
 
 
 def test_parameters_of_a_running_program_can_be_read(directory: Path) -> None:

@@ -93,6 +93,17 @@ def test_bench_records_its_active_side(tmp_path: Path) -> None:
     assert len(stream.sent) > 8 * 1000
 
 
+def test_stag_decode_finds_nothing_wrong_in_what_was_recorded(tmp_path: Path) -> None:
+    capture = tmp_path / "bench.pcap"
+    assert stag("bench", "read", "-s", "70000", "-n", "4", "-r", "1", "--pcap", capture).code == 0
+    decoded = stag("decode", "--json", capture)
+    assert decoded.code == 0, decoded.err
+    summary = decoded.report
+    assert (summary["type"], summary["bad"], summary["gaps"]) == ("summary", 0, 0)
+    assert (summary["iwarp_streams"], summary["mpa_frames"]) == (1, 2)
+    assert summary["crc"]["good"] == summary["fpdus"] > 8
+
+
 def test_demo_records_the_clients_side(tmp_path: Path) -> None:
     capture = tmp_path / "demo.pcap"
     done = stag("demo", "--size", "64K", "--runs", "1", "--json", "--pcap", capture)

@@ -384,6 +384,8 @@ def serve(
     need a token: one is made and kept, unless --token-file names one or --no-auth says that
     everybody may come. The token authenticates both sides; nothing is encrypted.
     """
+    from steertag.observe import inspect
+
     if no_auth and token_file:
         raise TransferError(ExitCode.USAGE, "--no-auth and --token-file exclude each other")
     host, port = parse_address(bind)
@@ -406,6 +408,7 @@ def serve(
         on_event=_logger(quiet, as_json),
     )
     signal.signal(signal.SIGTERM, _terminate)
+    inspect.start()  # also without RDMA
     with Server(config) as server:
         _announce(server, token_file, as_json)
         try:

@@ -269,6 +269,13 @@ def _forked() -> None:
         _inspector.forget()
 
 
+def start() -> None:
+    """Have this process shown now, before it opens an RNIC, or without one. Never raises."""
+    inspector = process_inspector()
+    if inspector is not None:
+        inspector.start()
+
+
 def attach(stack: Stack) -> None:
     """Have the RNICs of `stack` shown by this process's inspector."""
     inspector = process_inspector()
