@@ -135,7 +135,7 @@ def _print_end(decoder: Decoder, printed: _Printed, error: str | None, *, as_jso
             )
     if as_json:
         printed.line(_json(summary_object(summary)), counts=False)
-    elif summary.packets:
+    elif summary.packets or error is None:
         lines = summary_lines(summary)
         if printed.stopped:
             lines.append("stopped at the limit: what follows in the capture wasn't looked at")
