@@ -325,18 +325,32 @@ def test_a_peers_death_is_told_once(progress: Progress) -> None:
         assert nothing_more(events)
 
 
-def test_a_peer_that_leaves_before_it_is_accepted_can_not_be_accepted() -> None:
+def test_a_peer_that_leaves_before_it_is_accepted_is_told_and_can_not_be_accepted() -> None:
     with channel() as events:
         listener = listening_on(events)
-        raw_request(listener).close()
-        server, _ = request_on(events)
-        side = region(server)
-        server.create_qp()
-        side.recv(10, id=8)
-        with contextlib.suppress(ConnectError):  # its FIN may be seen only with the Reply
+        with raw_request(listener):
+            server, _ = request_on(events)
+            server.create_qp()
+            region(server).recv(10, id=8)
+        event = expect(events, E.RDMA_CM_EVENT_CONNECT_ERROR)
+        assert (event.id, event.status) == (server, -errno.ECONNRESET)
+        assert isinstance(event.error, ConnectError)
+        with pytest.raises(ConnectError):
             server.accept()
-            assert expect(events, E.RDMA_CM_EVENT_ESTABLISHED).id is server
-        assert server.get_recv_comp(TIMEOUT).wr_id == 8
+        qp = server.qp
+        assert qp is not None
+        server.close()
+        assert [wc.wr_id for wc in qp.rcq.poll(2)[1]] == [8]
+        assert nothing_more(events)
+
+
+def test_a_request_that_its_peer_takes_back_takes_its_event_along() -> None:
+    with channel() as events:
+        listener = listening_on(events)
+        with raw_request(listener):
+            assert select.select([events], [], [], TIMEOUT)[0] == [events]
+        assert listener.context.wait_for(lambda: not listener.requests_waiting, TIMEOUT)
+        assert nothing_more(events)
 
 
 def test_nothing_is_heard_of_a_cmid_that_was_closed() -> None:

@@ -52,6 +52,7 @@ class Connector:
         self._make = make
         self._on_done = on_done
         self._socket: ConnectingSocket | None = None
+        self._fd = -1
         self._error = os_error(errno.EADDRNOTAVAIL, "the peer has no address")
 
     def start(self) -> None:
@@ -63,6 +64,7 @@ class Connector:
                 self._error = exc
                 del self._targets[0]
                 continue
+            self._fd = self._socket.fileno()
             number = self._socket.connect_ex(self._targets.pop(0)[1])
             if number in _UNDER_WAY:
                 self._loop.add(self, READ | WRITE)
@@ -84,12 +86,15 @@ class Connector:
     # -- what the loop asks --------------------------------------------------------------------
 
     def fileno(self) -> int:
-        assert self._socket is not None
-        return self._socket.fileno()
+        return self._fd
 
     def block(self, timeout: float | None) -> bool | None:
         """Its socket doesn't block."""
         return None
+
+    def glance(self, timeout: float | None) -> bool:
+        """There is no hurry."""
+        return False
 
     def pump(self) -> bool:
         """Has the handshake ended?"""

@@ -187,7 +187,8 @@ class AddressedId(EndpointVerbs):
     ) -> None:
         if self._channel is not None:
             status = 0 if error is None else -(error.errno or errno.EPROTO)
-            self._channel.post(Report(cast("CMID", self), kind, status, private_data, param))
+            report = Report(cast("CMID", self), kind, status, private_data, param, error=error)
+            self._channel.post(report)
 
 
 def _local_address(context: Context, rai: AddrInfo) -> SockAddr | None:

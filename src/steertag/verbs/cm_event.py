@@ -70,6 +70,7 @@ class Report:
     Attributes:
         cmid: whom it is of; a CONNECT_REQUEST is of its listener.
         request: the peer's, with a CONNECT_REQUEST.
+        error: `status` as an exception, with its reason.
     """
 
     cmid: CMID
@@ -78,6 +79,7 @@ class Report:
     private_data: bytes = b""
     conn_param: ConnParam | None = None
     request: tuple[Connection, StreamDriver] | None = None
+    error: OSError | None = None
 
 
 class CMEventChannel(Managed):
@@ -127,6 +129,11 @@ class CMEventChannel(Managed):
             OSError: EBADF, the channel was closed.
         """
         return CMEvent(self, timeout)
+
+    @property
+    def pending(self) -> int:
+        """Events that wait."""
+        return len(self._reports)
 
     @property
     def pd(self) -> PD:
@@ -243,6 +250,7 @@ class CMEvent:
     Attributes:
         event_type: a `CMEventType`.
         status: 0, or a negative errno.
+        error: the same as an OSError (`ConnectError`), which has the reason in words; or None.
         private_data: the peer's, with a request, a response, an answer or a rejection.
         conn_param: with a CONNECT_REQUEST, CONNECT_RESPONSE or ESTABLISHED: what the peer asks
             for, or takes, seen from here: `responder_resources` are its Reads at once,
@@ -259,6 +267,7 @@ class CMEvent:
         self.status = report.status
         self.private_data = report.private_data
         self.conn_param = report.conn_param
+        self.error = report.error
         self.listen_id: CMID | None = None
         self._id: CMID | None = report.cmid
         if report.request is not None:

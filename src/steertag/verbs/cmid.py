@@ -621,7 +621,9 @@ class CMID(AddressedId):
 
     def _close(self) -> None:
         with self.context.loop.lock:
-            self._not_busy()
+            channel = self._channel
+            if not (self.pd.closed or (channel is not None and channel.closed)):
+                self._not_busy()
             self._enter(CmCall.DESTROY)
             if self._under_way:
                 self._under_way = False
