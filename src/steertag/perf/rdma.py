@@ -35,10 +35,20 @@ class RdmaSide:
         active: connects; the other side accepts.
         size: octets of a message.
         crc: ask for CRC32C.
+        context: where it is made; None opens one of its own.
     """
 
-    def __init__(self, stream: socket, *, active: bool, size: int, crc: bool) -> None:
-        self._context = v.Context(progress="caller")
+    def __init__(
+        self,
+        stream: socket,
+        *,
+        active: bool,
+        size: int,
+        crc: bool,
+        context: v.Context | None = None,
+    ) -> None:
+        self._own = context is None
+        self._context = v.Context(progress="caller") if context is None else context
         pd = v.PD(self._context)
         self._scq = v.CQ(self._context, 2 * _DEPTH)
         self._rcq = v.CQ(self._context, 2 * _RECEIVES)
@@ -72,7 +82,8 @@ class RdmaSide:
     def close(self) -> None:
         self._cmid.disconnect()
         self._cmid.wait_disconnected(1.0)
-        self._context.close()
+        if self._own:
+            self._context.close()
 
     # -- bandwidth and rate --------------------------------------------------------------------
 

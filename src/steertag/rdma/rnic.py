@@ -25,7 +25,7 @@ class RnicLimits:
             can have all that the device has (RFC 5042 section 6.4.1).
     """
 
-    max_qp: int = 4096
+    max_qp: int = 65536
     max_qp_wr: int = 32768
     max_sge: int = MAX_SGE
     max_cqe: int = 1 << 20

@@ -140,21 +140,38 @@ class StreamDriver:
         look = timeout == 0
         if (
             qp is None
-            or qp.state is not QpState.RTS
-            or self._blocked
+            or not self._receives_only(qp)
             or not (look or timeout == self._read_timeout or self._set_read_timeout(timeout))
-            or qp.tx.pending()
         ):
             return None
         octets = self._spin() if not look and qp.rx.reading_ahead else 0
         if not octets and not self.closed:
             octets = self._receive(MSG_DONTWAIT if look else 0, 1)
+        self._behind_read(qp, octets)
+        return octets != 0
+
+    def glance(self, timeout: float | None) -> bool:
+        qp = self._qp
+        if qp is None or not self._receives_only(qp):
+            return False
+        if timeout != 0 and qp.rx.reading_ahead:
+            octets = self._spin()
+        else:
+            octets = self._receive(MSG_DONTWAIT, 1)
+        self._behind_read(qp, octets)
+        return octets != 0
+
+    def _receives_only(self, qp: QueuePair) -> bool:
+        """The connection is up and has nothing to send for now."""
+        return qp.state is QpState.RTS and not self._blocked and not qp.tx.pending()
+
+    def _behind_read(self, qp: QueuePair, octets: int) -> None:
+        """Go on after one read of so many octets."""
         if octets > 0 and not self._drained:
             self.pump()
         elif qp.wants_to_send or qp.state is not QpState.RTS:
             self._send()
             self.settle()
-        return octets != 0
 
     def _spin(self) -> int:
         """Look for an answer for a moment before going to sleep for it.

@@ -80,6 +80,10 @@ class Listener:
         """Its socket doesn't block."""
         return None
 
+    def glance(self, timeout: float | None) -> bool:
+        """There is no hurry."""
+        return False
+
     def pump(self) -> bool:
         for accepted in range(_ACCEPTS):
             try:

@@ -22,6 +22,8 @@ HANGUP: Final = select.EPOLLRDHUP
 """Nothing is to be read, but that the peer has closed is to be known."""
 _STALE: Final = 64
 """Timers that no handler has any more, beyond as many as there are others, are cleared away."""
+_GLANCES: Final = 64
+"""Turns that a busy connection gets before the others are looked at."""
 _THREAD_NAME: Final = "steertag-rnic"
 
 
@@ -50,6 +52,13 @@ class Handler(Protocol):
         """
         ...
 
+    def glance(self, timeout: float | None) -> bool:
+        """Move what is there already; with time to wait (`timeout` isn't 0), look a while for it.
+
+        True if anything was moved.
+        """
+        ...
+
     def handle_timer(self, now: float) -> None: ...
 
 
@@ -66,6 +75,8 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._events: dict[int, int] = {}
         self._sole: Handler | None = None
+        self._busy: Handler | None = None
+        self._glances = 0
         self._timers: list[tuple[float, int, Handler]] = []
         self._due: dict[Handler, float] = {}  # of each handler with a timer: which one counts
         self._numbers = itertools.count()
@@ -124,6 +135,8 @@ class Loop:
                 del self._events[handler.fileno()]
                 self._due.pop(handler, None)
                 self._find_sole()
+                if self._busy is handler:
+                    self._busy = None
 
     def handlers(self) -> list[Handler]:
         """What is registered at this moment."""
@@ -169,6 +182,8 @@ class Loop:
         None waits without end. True if anything was moved.
         """
         sole = self._sole
+        if self._thread is None and sole is None and self._glance(timeout):
+            return True
         if sole is not None and self._thread is None:
             # The usual case of a latency-bound program: no epoll in the way of the socket.
             with self.lock:
@@ -231,6 +246,22 @@ class Loop:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _glance(self, timeout: float | None) -> bool:
+        """Look first where something moved last: there the next message is likely to be.
+
+        So that a connection costs no more for those beside it that are idle; after some turns
+        the others are looked at all the same.
+        """
+        busy = self._busy
+        if busy is None or self._glances >= _GLANCES:
+            self._glances = 0
+            return False
+        with self.lock:
+            if self._busy is None or not busy.glance(timeout):
+                return False
+        self._glances += 1
+        return True
+
     def _run_ready(self, timeout: float | None) -> bool:
         with self.lock:
             timeout = self._until_deadline(timeout)
@@ -245,6 +276,7 @@ class Loop:
                 handler_of_fd = self._handlers.get(fd)
                 if handler_of_fd is not None and handler_of_fd.pump():
                     moved = True
+                    self._busy = handler_of_fd
         self._fire_timers()
         return moved
 
@@ -273,6 +305,7 @@ class Loop:
                 del self._due[handler]
                 expired.append(handler)
             for handler in expired:
+                fd = handler.fileno()
                 handler.handle_timer(now)
-                if self._handlers.get(handler.fileno()) is handler:
+                if self._handlers.get(fd) is handler:
                     self.schedule(handler)
