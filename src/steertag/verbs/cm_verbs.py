@@ -97,7 +97,9 @@ class EndpointVerbs(Managed):
                 rcq = CQ(self.context, init.cap.max_recv_wr + 1)
             self.qp = QP(
                 self.pd,
-                QPInitAttr(init.qp_type, init.qp_context, scq, rcq, init.cap, init.sq_sig_all),
+                QPInitAttr(
+                    init.qp_type, init.qp_context, scq, rcq, init.srq, init.cap, init.sq_sig_all
+                ),
             )
             self._own_cqs = [q for q in (scq, rcq) if q not in (init.scq, init.rcq)]
             if self._driver is not None:

@@ -200,6 +200,13 @@ class CQ(Managed):
             raise ValueError(f"{num_events} events, {self.unacknowledged} were taken")
         self.unacknowledged -= num_events
 
+    def discard(self, qp_num: int) -> None:
+        """Forget completions of a queue pair that is reset. Called with the lock held."""
+        entries = self.queue.entries
+        kept = [wc for wc in entries if wc.qp_num != qp_num]
+        entries.clear()
+        entries.extend(kept)
+
     def _event(self) -> None:
         if self.channel is not None:
             self.channel.post(self)

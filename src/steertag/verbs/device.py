@@ -31,6 +31,7 @@ from steertag.verbs.enums import (
     IBV_TRANSPORT_IWARP,
 )
 from steertag.verbs.events import EVENT_NUMBERS, AsyncEvent, AsyncEvents
+from steertag.verbs.fabric import Fabric
 from steertag.verbs.managed import Managed
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Context(Managed):
         super().__init__(None)
         self.name = name
         self.stack = stack
-        self.rnic = Rnic(randbits, limits)
+        self.rnic = Rnic(randbits, limits, Fabric.of(self.the_stack).next_qp_num)
         self.loop = Loop()
         self.progress: Callable[[float | None], bool] = self.loop.run_once
         """Move what can be moved; where that is nothing, wait up to so many seconds for more
@@ -106,14 +107,18 @@ class Context(Managed):
 
     def _announce(self) -> None:
         """Show the Context to the Stack's observers, which may set `tap_for`."""
-        from steertag.socket.default import default_stack
-
-        stack = self.stack if self.stack is not None else default_stack()
         try:
-            stack.rnic_opened(self)
+            self.the_stack.rnic_opened(self)
         except OSError:
             self.loop.close()
             raise
+
+    @property
+    def the_stack(self) -> Stack:
+        """The Stack whose sockets carry its connections, the default one included."""
+        from steertag.socket.default import default_stack
+
+        return self.stack if self.stack is not None else default_stack()
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `predicate()` holds (it is called with the Context's lock held).

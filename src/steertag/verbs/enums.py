@@ -322,6 +322,17 @@ IBV_EVENT_GID_CHANGE: Final = 18
 IBV_EVENT_WQ_FATAL: Final = 19
 IBV_EVENT_DEVICE_SPEED_CHANGE: Final = 20
 
+# enum ibv_query_qp_data_in_order_flags, ibv_query_qp_data_in_order_caps
+IBV_QUERY_QP_DATA_IN_ORDER_RETURN_CAPS: Final = 1
+IBV_QUERY_QP_DATA_IN_ORDER_WHOLE_MSG: Final = 1
+IBV_QUERY_QP_DATA_IN_ORDER_ALIGNED_128_BYTES: Final = 2
+
+# what is steertag's own: verbs.h has no numbers for them
+IBV_ACCESS_REMOTE_INVALIDATE: Final = c.ACCESS_REMOTE_INVALIDATE
+IBV_WR_RDMA_READ_WITH_INV: Final = c.WR_RDMA_READ_WITH_INV
+IBV_WR_ATOMIC_SWAP: Final = c.WR_ATOMIC_SWAP
+IBV_WC_SWAP: Final = c.WC_SWAP
+
 # link layers, and what a completion of an extended queue has as a rule
 IBV_LINK_LAYER_UNSPECIFIED: Final = 0
 IBV_LINK_LAYER_INFINIBAND: Final = 1

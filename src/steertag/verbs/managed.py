@@ -50,6 +50,13 @@ class Managed:
     def _close(self) -> None:
         """What closing means for this kind of object."""
 
+    def move(self, parent: Managed) -> None:
+        """It belongs to another parent from now on."""
+        if self._parent is not None:
+            self._parent._children.remove(self)
+        self._parent = parent
+        parent._children.append(self)
+
     def flush(self) -> None:
         """Send what is to be sent, where there is such a thing. Called with the lock held."""
 
