@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from steertag.transfer.server import Server
 
 _STRANGER_BODY: Final = 1024
+_OFFERS: Final = 2
+"""RDMA connections of a client that wait for the attempt they are for: the one that it gave up last
+may still be there when the next one comes."""
 _ENTRY_OCTETS: Final = 6 * 255 + 200  # a name of escapes only, and the rest of an entry
 _ENTRIES_PER_FRAME: Final = MAX_BODY // _ENTRY_OCTETS
 
@@ -277,6 +280,8 @@ class Session:
         with self._offers_lock:
             if self._closed:
                 return False
+            if len(self._offers) == _OFFERS:
+                self._offers.popleft()[1].close()
             self._offers.append((ticket.serial, end))
             os.eventfd_write(self._offered, 1)
         return True
@@ -291,14 +296,21 @@ class Session:
             ready = [fd for fd, _ in poll.poll(left * 1000)]
             if self._offered in ready:
                 os.eventfd_read(self._offered)
-                while self._offers:
-                    offered, end = self._offers.popleft()
-                    if offered == serial:
-                        return end
-                    end.close()
+                if (end := self._take_offer(serial)) is not None:
+                    return end
             elif ready:
                 self._control.listen()
         raise PathFailed(PathCode.TIMEOUT, "the RDMA connection did not come")
+
+    def _take_offer(self, serial: int) -> rdma.End | None:
+        """The RDMA connection of attempt `serial`, if it is there; older ones are closed."""
+        with self._offers_lock:
+            while self._offers:
+                offered, end = self._offers.popleft()
+                if offered == serial:
+                    return end
+                end.close()
+        return None
 
     # The log
 
