@@ -17,7 +17,9 @@ import pytest
 
 from steertag.observe.capture import read_capture
 from steertag.observe.decode import Decoder, FpduFrame, MpaFrame
+from steertag.rdma.markers import MarkerInserter
 from steertag.wire import rdmap
+from steertag.wire.mpa import StartFrame
 from steertag.wire.rdmap import Opcode
 from tests.decode_support import (
     LINK_LAYERS,
@@ -335,3 +337,40 @@ def by_tshark_octets(octets: bytes, tmp_path: Path) -> tuple[list[Fields], list[
     path = tmp_path / "capture.pcap"
     path.write_bytes(octets)
     return by_tshark(path)
+
+
+@pytest.mark.parametrize("name", ["ib_send_bw-mpa1", "ib_read_bw-crc"])
+def test_connections_are_numbered_as_tshark_numbers_them(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "capture.pcap"
+    path.write_bytes(capture_octets(name))
+    shown = subprocess.run(
+        [
+            *(require_tool("tshark"), "-r", str(path)),
+            *("-T", "fields", "-e", "frame.number", "-e", "tcp.stream"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    theirs = dict(line.split("\t") for line in shown.splitlines())
+    ours = list(Decoder().decode(read_capture(path)))
+    assert {frame.link.stream for frame in ours} == {0, 1}
+    assert all(theirs[str(frame.packet)] == str(frame.link.stream) for frame in ours)
+
+
+def test_markers_are_read_as_tshark_reads_them(tmp_path: Path) -> None:
+    """FPDUs of one segment and at most one marker: tshark takes the others for malformed."""
+    talk = Talk(
+        request=StartFrame(reply=False, crc=True, markers=True, revision=1),
+        reply=StartFrame(reply=True, crc=True, markers=True, revision=1),
+    )
+    for end in (talk.client, talk.server):
+        put, inserter = end.put, MarkerInserter(crc=True)
+        end.put = lambda octets, put=put, inserter=inserter: put(inserter.insert(octets))  # type: ignore[misc]
+    for size in range(0, 400, 7):
+        talk.client.untagged(payload=bytes(size))
+        talk.server.tagged(payload=b"\xff" * size, to=size)
+    decoder = agreed(pcap(talk.packets), tmp_path)
+    assert decoder.summary.bad == 0
+    assert decoder.summary.crc["good"] == 2 * 58

@@ -250,7 +250,7 @@ class Direction:
 
     def _no_start_frame(self, head: bytes) -> None:
         connection = self._connection
-        if not self.stream.from_syn:
+        if not self.stream.from_syn or connection.expected:
             self._begin_search(self._base)
         elif connection.is_iwarp:
             connection.note(
@@ -447,7 +447,7 @@ class Direction:
         self._drop(at)
         skipped = self._base - self._lost_at
         if not connection.is_iwarp:
-            connection.recognise(self._link, "begins in the middle, without its start-up frames")
+            connection.recognise(self._link, "the capture has no start-up frames of it")
         connection.note(self._link, f"FPDUs are found again, {skipped} octets on")
         if self._first is None:
             self._first = self._base
