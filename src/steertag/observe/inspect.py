@@ -10,7 +10,7 @@ user and root can reach, and answers one at a time:
 `closed` has the counters of RNICs that are closed by now.
 
 What doesn't keep to this is dropped without an answer. Under a Context's lock no more than a few
-dozen queue pairs are looked at in one go, and where the lock isn't to be had (a program that drives
+queue pairs are looked at in one go, and where the lock isn't to be had (a program that drives
 progress itself holds it while it waits) the numbers are read without it.
 """
 
@@ -42,6 +42,7 @@ WANTS: Final = ("rdma", "sockets", "sysctl")
 _REQUEST_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
 _PAUSE: Final = 0.1
+_CHUNK: Final = 32768
 _BACKLOG: Final = 8
 _CREDENTIALS: Final = struct.Struct("@3i")
 _LOG: Final = logging.getLogger("steertag.observe")
@@ -157,11 +158,13 @@ class Inspector:
         if want is None:
             return
         deadline = time.monotonic() + _ANSWER_SECONDS
+        waiting = bytearray()
         for part in self._document(want):
-            rest = memoryview(part)
-            while rest:
-                peer.settimeout(_left(deadline))
-                rest = rest[peer.send(rest) :]
+            waiting += part
+            if len(waiting) >= _CHUNK:
+                _send(peer, waiting, deadline)
+                waiting.clear()
+        _send(peer, waiting, deadline)
 
     def _document(self, want: list[str]) -> Iterator[bytes]:
         """The answer, in parts: no part keeps other threads from the interpreter for long."""
@@ -200,6 +203,14 @@ def _listen(directory: Path) -> host.socket:
         listener.close()
         raise
     return listener
+
+
+def _send(peer: host.socket, octets: bytearray, deadline: float) -> None:
+    sent = 0
+    while sent < len(octets):
+        peer.settimeout(_left(deadline))
+        with memoryview(octets) as view, view[sent:] as rest:
+            sent += peer.send(rest)
 
 
 def _uid_of(peer: host.socket) -> int:

@@ -32,7 +32,7 @@ Row = dict[str, object]
 T = TypeVar("T")
 
 PORT: Final = 1
-_SLICE: Final = 64
+_SLICE: Final = 16
 """Objects looked at under a Context's lock in one go."""
 _LOCK_SECONDS: Final = 0.2
 
