@@ -33,8 +33,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     directory = tmp_path_factory.mktemp("runtime") / "steertag"
     with pytest.MonkeyPatch.context() as patch, Program(STEERTAG_INSPECT=str(directory)) as program:
         patch.setenv("STEERTAG_INSPECT", str(directory))
-        program.do("srq = context.rnic.create_srq(pd.handle, 8, 1); cq = v.CQ(context, 9)")
-        program.do("context.rnic.create_qp(pd.handle, cq.queue, cq.queue, v.QPCap(), None, srq)")
+        program.do("srq = v.SRQ(pd, v.SrqInitAttr(v.SrqAttr(max_wr=8))); cq = v.CQ(context, 9)")
+        program.do("qp = v.QP(pd, v.QPInitAttr(scq=cq, rcq=cq, srq=srq))")
         yield program
 
 
