@@ -1,9 +1,9 @@
 """Two queue pairs on a seeded link run seeded programs; whatever happens, the books balance.
 
-Each end posts Writes, Reads, Sends and receives of random sizes, signalled or not, fenced or not,
-while the link cuts the stream where it likes. Some programs go wrong on purpose: an end
-disconnects, the stream is lost, a request names what it may not, a region is deregistered in
-mid-flight.
+Each end posts Writes (with Immediate Data or without), Reads, Sends (some of them invalidate),
+atomic operations and receives of random sizes, signalled or not, fenced or not, while the link cuts
+the stream where it likes. Some programs go wrong on purpose: an end disconnects, the stream is
+lost, a request names what it may not, a region is deregistered in mid-flight.
 
 Held in every run: each request completes exactly once, in the order of its queue (unsignalled ones
 only where they fail); one at most fails by itself, the others are flushed with it; no octet changes
@@ -14,22 +14,35 @@ is where a plain model says.
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 
 from steertag.rdma.connection import Offer
-from steertag.rdma.constants import SEND_FENCE, SEND_SIGNALED, SEND_SOLICITED, WcStatus
+from steertag.rdma.constants import (
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_INVALIDATE,
+    SEND_FENCE,
+    SEND_SIGNALED,
+    SEND_SOLICITED,
+    WR_ATOMIC_FETCH_AND_ADD,
+    WR_RDMA_WRITE_WITH_IMM,
+    WR_SEND_WITH_INV,
+    WcStatus,
+)
 from steertag.rdma.memory import Region
 from steertag.rdma.qp_state import QpState
+from steertag.rdma.wr import SendWR
 from steertag.testing.link import LEFT, RIGHT
 from tests.sim.ends import ALL_ACCESS, End, Pair, ids, pair
 
 SLOT = 70_000
-SLOTS = 12
+SLOTS = 13
 """Every request gets a slot of its own in its queue's turn, so that the outcome has one answer."""
 SIZES = [0, 1, 64, 64, 64, 1000, 8000, 9000, 40_000, SLOT]
 OK = WcStatus.SUCCESS
+OPERATIONS = ["write", "write", "read", "send", "send", "immediate", "atomic", "invalidate"]
 FAULTS = ["disconnect", "lose", "deregister", "overreach", "local fault", "too long", "shut"]
 
 
@@ -43,6 +56,7 @@ class Side:
     model: bytearray
     posted: list[tuple[int, bool]] = field(default_factory=list)
     received: list[int] = field(default_factory=list)
+    lent: list[Region] = field(default_factory=list)
     expected_sends: list[bytes] = field(default_factory=list)
     done: list[tuple[int, WcStatus]] = field(default_factory=list)
     got: list[tuple[int, WcStatus, int]] = field(default_factory=list)
@@ -54,14 +68,15 @@ class Side:
 
 def side(end: End, rng: random.Random) -> Side:
     memory = bytearray(rng.randbytes(SLOT * SLOTS))
-    region = end.rnic.register(end.pd, memory, ALL_ACCESS)
+    region = end.rnic.register(end.pd, memory, ALL_ACCESS | ACCESS_REMOTE_ATOMIC)
     end.region, end.memory = region, memory
     return Side(end, region, memory, bytearray(memory))
 
 
 class Program:
     """Sources live in the slots 0-3, sinks of the peer's Writes in 4-6, of Reads in 7-9, of
-    receives in 10-11: nobody writes what somebody else reads, so that order can't matter."""
+    receives in 10-11; 12 holds a counter, and what it held before. Nobody writes what somebody else
+    reads, so that order can't matter."""
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
@@ -102,7 +117,7 @@ class Program:
         wr_id = self.next_id = self.next_id + 1
         me.poll()
         try:
-            match rng.choice(("write", "write", "read", "send")):
+            match rng.choice(OPERATIONS):
                 case "write":
                     sink = rng.randrange(4, 7) * SLOT
                     me.end.write(peer.region, source, sink, size, wr_id, flags)
@@ -111,6 +126,29 @@ class Program:
                     sink = rng.randrange(7, 10) * SLOT
                     me.end.read(peer.region, sink, source, size, wr_id, flags)
                     me.model[sink : sink + size] = peer.model[source : source + size]
+                case "immediate":
+                    sink = rng.randrange(4, 7) * SLOT
+                    peer.end.recv(wr_id=wr_id)
+                    peer.received.append(wr_id)
+                    wr = SendWR(wr_id, sg=[me.end.sge(source, size)], send_flags=flags)
+                    wr.opcode, wr.imm_data = WR_RDMA_WRITE_WITH_IMM, wr_id
+                    wr.set_wr_rdma(peer.region.stag, peer.region.base + sink)
+                    me.end.qp.post_send(wr)
+                    peer.expected_sends.append(b"")
+                    peer.model[sink : sink + size] = me.model[source : source + size]
+                case "atomic":
+                    self.fetch_add(me, peer, wr_id, flags)
+                case "invalidate":
+                    lent = peer.end.rnic.register(
+                        peer.end.pd, bytearray(8), ALL_ACCESS | ACCESS_REMOTE_INVALIDATE
+                    )
+                    peer.lent.append(lent)
+                    peer.end.recv(wr_id=wr_id)
+                    peer.received.append(wr_id)
+                    wr = SendWR(wr_id, opcode=WR_SEND_WITH_INV, send_flags=flags)
+                    wr.invalidate_rkey = lent.stag
+                    me.end.qp.post_send(wr)
+                    peer.expected_sends.append(b"")
                 case "send":
                     sink = rng.randrange(10, 12) * SLOT
                     cut = rng.randint(0, size)
@@ -128,6 +166,18 @@ class Program:
             assert me.end.qp.state is QpState.CLOSING
             return
         me.posted.append((wr_id, signalled))
+
+    def fetch_add(self, me: Side, peer: Side, wr_id: int, flags: int) -> None:
+        """Add to the peer's counter; what it held before comes into the words behind ours."""
+        at, operand = 12 * SLOT, self.rng.getrandbits(64)
+        mine = at + 8 * (1 + len(me.posted) % 1000)
+        wr = SendWR(wr_id, sg=[me.end.sge(mine, 8)], opcode=WR_ATOMIC_FETCH_AND_ADD)
+        wr.send_flags = flags
+        wr.set_wr_atomic(peer.region.stag, peer.region.base + at, operand)
+        me.end.qp.post_send(wr)
+        me.model[mine : mine + 8] = peer.model[at : at + 8]
+        new = int.from_bytes(peer.model[at : at + 8], sys.byteorder) + operand
+        peer.model[at : at + 8] = (new % (1 << 64)).to_bytes(8, sys.byteorder)
 
     def go_wrong(self, fault: str) -> None:
         rng = self.rng
@@ -188,6 +238,7 @@ def test_everything_succeeds_and_every_octet_is_right(seed: int) -> None:
         assert [wr_id for wr_id, _, _ in each.got] == each.received
         assert [size for _, _, size in each.got] == [len(data) for data in each.expected_sends]
         assert each.memory == each.model
+        assert not any(lent.stag in each.end.rnic.table.regions for lent in each.lent)
         assert each.end.qp.state is QpState.RTS
         assert each.end.qp.tx.depth() == 0
 

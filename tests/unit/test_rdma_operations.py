@@ -6,6 +6,7 @@ RFC 5040 sections 3 and 5.3, RFC 7306, and the verbs' rules for memory windows a
 from __future__ import annotations
 
 import errno
+import random
 import struct
 import sys
 
@@ -898,6 +899,41 @@ def test_a_fence_waits_for_reads_and_atomics_before_it() -> None:
     both.run()
     assert ids(client.sent()) == [(1, OK), (2, OK)]
     assert (word(server, 0), word(server, 100)) == (42, 41)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE // 2])
+@pytest.mark.parametrize("cut", [None, 7])
+def test_tagged_and_untagged_segments_of_a_peer_may_interleave(size: int, cut: int | None) -> None:
+    """RFC 5041 section 5: those of one message are in order, whatever comes between them."""
+    end = lone()
+    end.recv((0, 2 * size), wr_id=1)
+    peer_stag = 0x1234
+    end.qp.post_send(
+        SendWR(
+            2,
+            sg=[end.sge(2 * size, 2 * size)],
+            opcode=WR_RDMA_READ,
+            rkey=peer_stag,
+        )
+    )
+    drain(end)
+    sent, read, written = pattern(2 * size, 1), pattern(2 * size, 2), pattern(size, 3)
+    sink, stag = end.region.base + 2 * size, end.region.stag
+    response = rdmap.Opcode.READ_RESPONSE
+    octets = b"".join(
+        (
+            send_fpdu(sent[:size], last=False),
+            tagged(response, stag, sink, read[:size], last=False),
+            write_fpdu(stag, end.region.base + 4 * size, written[: size // 2], last=False),
+            send_fpdu(sent[size:], mo=size),
+            write_fpdu(stag, end.region.base + 4 * size + size // 2, written[size // 2 :]),
+            tagged(response, stag, sink + size, read[size:]),
+        )
+    )
+    feed(end, octets, None if cut is None else random.Random(cut))
+    assert ids(end.got()) == [(1, OK)]
+    assert ids(end.sent()) == [(2, OK)]
+    assert end.memory[: 5 * size] == sent + read + written
 
 
 def test_sequence_numbers_wrap_at_32_bits() -> None:
