@@ -41,7 +41,7 @@ class Listener:
         backlog: as given.
         requests: connections whose Request is here, oldest first.
         refused: connections closed because the backlog was full.
-        dropped: those closed before their Request came, to make room.
+        dropped: those of them that made room for another one, their Request not having come.
         on_requests: called after `requests` has changed, where somebody set it; not for `take`.
     """
 
@@ -101,8 +101,8 @@ class Listener:
                 return accepted > 0
             self._prune()
             if len(self._half_open) + len(self.requests) >= self.backlog:
+                self.refused += 1
                 if not self._half_open:
-                    self.refused += 1
                     stream.close()
                     continue
                 self.dropped += 1
