@@ -139,10 +139,12 @@ def test_a_sender_cannot_change_the_file_once_it_has_its_name(tmp_path: Path) ->
     served.mkdir()
     here.mkdir()
     (here / "file").write_bytes(b"\xa5" * 100_000)
-    with Server(ServerConfig(served, port=0, writable=True)) as server:
-        with connect(server.host, server.port) as client:
-            client.store(here / "file", "file", Request("rdma-write"))
-            mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
-            assert str(served / "file") not in mapped
-            assert ".part" not in mapped
+    with (
+        Server(ServerConfig(served, port=0, writable=True)) as server,
+        connect(server.host, server.port) as client,
+    ):
+        client.store(here / "file", "file", Request("rdma-write"))
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+        assert str(served / "file") not in mapped
+        assert ".part" not in mapped
     assert server.counters["puts"] == 1

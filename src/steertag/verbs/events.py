@@ -56,6 +56,9 @@ class AsyncEvents:
         self._waiting: deque[AsyncEvent] = deque()
         self._fd = -1
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def fileno(self) -> int:
         with self._loop.lock:
             if self._fd < 0:
@@ -63,7 +66,12 @@ class AsyncEvents:
             return self._fd
 
     def post(self, event_type: int, element: object) -> None:
-        """Something happened to `element`. Called with the lock held."""
+        """Something happened to `element`. Called with the lock held.
+
+        An event that waits already says it: what waits is bounded by the objects that there are.
+        """
+        if any(e.event_type == event_type and e.element is element for e in self._waiting):
+            return
         self._waiting.append(AsyncEvent(event_type, element))
         if self._fd >= 0:
             os.eventfd_write(self._fd, 1)
