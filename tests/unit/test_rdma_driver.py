@@ -72,6 +72,9 @@ class Ticker:
     def block(self, timeout: float | None) -> bool | None:
         return None
 
+    def glance(self, timeout: float | None) -> bool:
+        return False
+
     def handle_timer(self, now: float) -> None:
         self.fired.append(now)
         self.deadline = None

@@ -18,6 +18,7 @@ from steertag.runtime.stream import Buffer, Stream
 MSG_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _ENDED: Final = -1
 _TIMEVAL: Final = struct.Struct("@ll")
+_READABLE: Final = READ & ~HANGUP
 _SINK_OCTETS: Final = 65536
 _ROUNDS: Final = 16
 """Sends and reads in one `pump`, so that one connection doesn't starve the others."""
@@ -119,7 +120,7 @@ class StreamDriver:
 
     def pump(self) -> bool:
         """Send what is to be sent, read what is there. True if anything moved."""
-        if not self._events & READ & ~HANGUP and self._hung_up():
+        if not self._events & _READABLE and self._hung_up():
             self._end_of_stream()
             self.settle()
             return True
