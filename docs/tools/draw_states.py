@@ -2,13 +2,16 @@
 
     python docs/tools/draw_states.py
 
-rewrites what stands between the markers of each machine; a test fails while the page is behind.
+rewrites what stands between the markers of each machine, and the diagrams beside the page (which
+needs `dot`: on Debian the package graphviz); a test fails while either is behind.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
+import subprocess
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -46,6 +49,42 @@ def drawn(transitions: Table) -> str:
     return "\n".join(rows)
 
 
+def graph(transitions: Table) -> str:
+    """The machine in Graphviz's language: an arrow for each pair of states, its events on it."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for (before, event), after in transitions.items():
+        if before is not after:
+            arrows.setdefault((before.name, after.name), []).append(event.name)
+    lines = [
+        "digraph {",
+        '  graph [rankdir=TB, nodesep=0.6, ranksep=0.7, bgcolor="transparent"]',
+        '  node [shape=box, style="rounded,filled", fillcolor="#eef2fb", fontname="sans-serif"]',
+        '  edge [fontname="sans-serif", fontsize=10, color="#6b7280", fontcolor="#4b5563"]',
+    ]
+    for (before_name, after_name), events in arrows.items():
+        label = "\\n".join(events)
+        lines.append(f'  {before_name} -> {after_name} [label="{label}"]')
+    return "\n".join([*lines, "}"])
+
+
+def diagram_path(name: str) -> Path:
+    return PAGE.with_name(f"states-{name.replace(' ', '-')}.svg")
+
+
+def source_mark(transitions: Table) -> str:
+    """A comment in a diagram that says which table it was drawn from."""
+    return f"<!-- drawn from {hashlib.sha256(graph(transitions).encode()).hexdigest()[:16]} -->"
+
+
+def draw(transitions: Table) -> str:
+    """The diagram as SVG. Raises OSError without `dot`."""
+    done = subprocess.run(
+        ["dot", "-Tsvg"], input=graph(transitions), capture_output=True, text=True, check=True
+    )
+    svg = done.stdout[done.stdout.index("<svg") :]
+    return f"{source_mark(transitions)}\n{re.sub(r'<!--.*?-->', '', svg, flags=re.DOTALL)}"
+
+
 def redrawn(page: str) -> str:
     """The page's text with every table drawn anew."""
     for name, transitions in MACHINES.items():
@@ -59,4 +98,6 @@ def redrawn(page: str) -> str:
 
 
 if __name__ == "__main__":
+    for name, transitions in MACHINES.items():
+        diagram_path(name).write_text(draw(transitions), encoding="utf-8")
     PAGE.write_text(redrawn(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

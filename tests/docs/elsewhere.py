@@ -14,6 +14,10 @@ ELSEWHERE: Final[dict[str, str]] = {
     "pip install uv && uv run pytest": ".ci/run: step tests uv run pytest",
     "uv run pytest": ".ci/run: step tests uv run pytest",
     "uv run pytest -m bench -s": ".ci/run: step bench uv run pytest -m bench -s",
+    "uv run python bench/ucx.py": "tests/bench/test_beside_peers.py::test_the_rnic_beside_ucx",
+    "uv run python bench/many.py": (
+        "tests/bench/test_beside_peers.py::test_an_active_connection_among_a_thousand"
+    ),
     "uv run ruff check": ".ci/run: step lint uv run ruff check",
     "uv run ruff format --check": ".ci/run: step format uv run ruff format --check",
     "uv run mypy": ".ci/run: step types uv run mypy",
