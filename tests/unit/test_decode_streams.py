@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 
 from steertag.observe.capture import Packet
+from steertag.observe.decode import decoder as limits
 from steertag.observe.decode.frames import CRC_UNKNOWN
-from steertag.observe.packet import Skipped, tcp_segment_untrusted
+from steertag.observe.packet import Endpoint, Skipped, tcp_segment_untrusted
 from steertag.wire import mpa
 from steertag.wire.rdmap import Opcode
 from tests.decode_support import (
@@ -330,3 +331,38 @@ def test_fpdus_without_start_up_frames_are_found_where_the_port_is_named() -> No
     frames, decoder = decoded(talk.packets, ports=[7471])
     assert [frame.msn for frame in fpdus(frames)] == list(range(1, 11))
     assert decoder.summary.bad == 0
+
+
+def test_too_much_that_waits_drops_the_longest_silent_connections_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MEMORY", 1_000_000)
+    packets: list[Packet] = []
+    for number in range(60):
+        talk = Talk(mss=60_000, client=Endpoint("10.0.0.1", 50_000 + number))
+        for _ in range(3):
+            talk.client.tagged(payload=bytes(50_000))
+        packets += [packet for at, packet in enumerate(talk.packets) if at != 5]  # the first Write
+    frames, decoder = decoded(packets)
+    dropped = [note for note in notes(frames) if "followed no further" in note.text]
+    assert 30 < len(dropped) < 60
+    assert [note.link.stream for note in dropped] == list(range(len(dropped)))
+    assert all(note.bad for note in dropped)
+    # What waited is shown before the connection is let go of.
+    assert decoder.summary.gaps == 60
+    assert {frame.crc for frame in fpdus(frames)} <= {"good", CRC_UNKNOWN}
+
+
+def test_a_single_connection_that_waits_for_too_much_goes_on_behind_the_hole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MEMORY", 200_000)
+    talk = Talk(mss=60_000)
+    for number in range(20):
+        talk.client.untagged(payload=bytes(50_000), msn=number + 1)
+    packets = talk.packets
+    del packets[6]
+    frames, decoder = decoded(packets)
+    assert [frame.msn for frame in fpdus(frames)] == [1, *range(3, 21)]
+    assert decoder.summary.gaps == 1
+    assert max(note.packet for note in notes(frames, "gap")) < len(packets) - 5

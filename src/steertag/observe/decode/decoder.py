@@ -83,32 +83,38 @@ class _Pair:
     """A TCP connection.
 
     Attributes:
-        over: nothing that comes under its addresses and ports is looked at any more.
+        directions: its two; none once it is over: nothing that comes under its addresses and
+            ports is looked at any more.
+        streams: theirs, which still tell this connection from the next one.
         held: octets that it holds back, as counted last.
     """
 
-    __slots__ = ("connection", "directions", "held", "key", "over")
+    __slots__ = ("connection", "directions", "held", "key", "streams")
 
     def __init__(self, key: bytes, number: int, place: Place, *, expected: bool) -> None:
         source, sink = endpoints(key)
         self.key = key
         self.connection = Connection(place, expected=expected)
-        self.over = False
         self.held = 0
         first = Direction(self.connection, Link(number, source, sink))
         second = Direction(self.connection, Link(number, sink, source))
         first.peer, second.peer = second, first
-        self.directions = (first, second)
+        self.streams = (first.stream, second.stream)
+        self.directions: tuple[Direction, ...] = (first, second)
 
     def finish(self, end: End) -> None:
         """Hand on what is held back, and forget everything else."""
-        if self.over:
-            return
-        self.over = True
         for direction in self.directions:
             direction.stream.finish()
         for direction in self.directions:
             direction.finish(End.FIN if direction.stream.ended else end)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything that is held back."""
+        self.directions = ()
+        for stream in self.streams:
+            stream.discard()
 
 
 class Decoder:
@@ -126,7 +132,7 @@ class Decoder:
         self._streams = frozenset(streams)
         self._ports = frozenset(ports)
         self._place = Place()
-        self._directions: dict[bytes, tuple[_Pair, Direction]] = {}
+        self._halves: dict[bytes, tuple[_Pair, int]] = {}  # which of the pair's two
         self._pairs: OrderedDict[bytes, _Pair] = OrderedDict()  # by the last packet, oldest first
         self._held = 0
 
@@ -178,13 +184,13 @@ class Decoder:
 
     def _segment(self, segment: Segment) -> None:
         key, seq, ack, flags, payload, length = segment
-        entry = self._directions.get(key)
-        if entry is None or (flags & SYN and entry[1].stream.opens_anew(seq)):
+        entry = self._halves.get(key)
+        if entry is None or (flags & SYN and entry[0].streams[entry[1]].opens_anew(seq)):
             entry = self._open(key)
-        pair, direction = entry
+        pair, which = entry
         self._pairs.move_to_end(pair.key)
-        stream, peer = direction.stream, direction.peer.stream
-        if pair.over:
+        stream, peer = pair.streams[which], pair.streams[1 - which]
+        if not pair.directions:
             if not stream.started:  # so that the next connection's SYN is told from this one's
                 stream.segment(seq, flags & SYN, b"", 0)
             return
@@ -200,11 +206,13 @@ class Decoder:
             stream.segment(seq, flags, payload, length)
             if stream.ended and peer.ended:
                 pair.finish(End.FIN)
-            elif direction.ignored and direction.peer.ignored:
-                pair.over = True
+            elif pair.directions[0].ignored and pair.directions[1].ignored:
+                pair.abandon()
         self._account(pair)
+        if self._held > MEMORY:
+            self._drop_others(pair)
 
-    def _open(self, key: bytes) -> tuple[_Pair, Direction]:
+    def _open(self, key: bytes) -> tuple[_Pair, int]:
         """Begin a connection; one that had the same addresses and ports is over."""
         other = reverse_key(key)
         for name in (key, other):
@@ -219,31 +227,24 @@ class Decoder:
         ends = endpoints(key)
         at_port = any(end.port in self._ports for end in ends)
         pair = _Pair(key, number, self._place, expected=at_port)
-        pair.over = bool(self._streams) and number not in self._streams
-        if self._ports and not at_port:
-            pair.over = True
+        unwanted = bool(self._streams) and number not in self._streams
+        if unwanted or (self._ports and not at_port):
+            pair.abandon()
         self._pairs[key] = pair
-        first, second = pair.directions
-        self._directions[other] = (pair, second)
-        self._directions[key] = entry = (pair, first)
+        self._halves[other] = (pair, 1)
+        self._halves[key] = entry = (pair, 0)
         return entry
 
     # --- memory ----------------------------------------------------------------------------------
 
     def _account(self, pair: _Pair) -> None:
-        """Keep count of what is held back, and within the limit."""
-        held = 0
-        if pair.over:
-            for direction in pair.directions:
-                direction.discard()
-        else:
-            held = pair.directions[0].held + pair.directions[1].held
+        """Keep count of what is held back."""
+        held = sum(direction.held for direction in pair.directions) if pair.directions else 0
         self._held += held - pair.held
         pair.held = held
-        if self._held > MEMORY:
-            self._drop_others(pair)
 
     def _drop_others(self, current: _Pair) -> None:
+        """Drop connections, the longest silent first, until half of the memory is free."""
         for pair in list(self._pairs.values()):
             if pair is not current and pair.held:
                 self._drop(pair, "too much of the capture's streams waits for octets it lacks")
@@ -251,16 +252,17 @@ class Decoder:
                     return
         for direction in current.directions:
             direction.stream.give_up()
+        self._account(current)
 
     def _forget_oldest(self) -> None:
         key, pair = next(iter(self._pairs.items()))
         self._drop(pair, f"the longest silent one of more than {MAX_CONNECTIONS} connections")
         del self._pairs[key]
         for name in (key, reverse_key(key)):
-            self._directions.pop(name, None)
+            self._halves.pop(name, None)
 
     def _drop(self, pair: _Pair, why: str) -> None:
-        if pair.connection.is_iwarp and not pair.over:
+        if pair.connection.is_iwarp and pair.directions:
             pair.directions[0].complain(f"it is followed no further: {why}")
         pair.finish(End.CAPTURE)
         self._account(pair)

@@ -18,7 +18,7 @@ STREAM: Final = "stream"
 GAP: Final = "gap"
 NOTE: Final = "note"
 
-OPCODE_NAMES: Final = {
+OPCODE_NAMES: Final[dict[int, str]] = {
     rdmap.Opcode.WRITE: "Write",
     rdmap.Opcode.READ_REQUEST: "Read Request",
     rdmap.Opcode.READ_RESPONSE: "Read Response",
@@ -157,5 +157,4 @@ def operation_name(opcode: int | None) -> str:
     """The name of an RDMAP opcode, also of one that doesn't exist."""
     if opcode is None:
         return "FPDU"
-    name = OPCODE_NAMES.get(opcode)  # type: ignore[call-overload]
-    return f"opcode {opcode}" if name is None else str(name)
+    return OPCODE_NAMES.get(opcode, f"opcode {opcode}")

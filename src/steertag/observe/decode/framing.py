@@ -111,11 +111,6 @@ class Direction:
         self._state = State.IGNORED
         self._drop(len(self._buf))
 
-    def discard(self) -> None:
-        """Let go of everything that is held back."""
-        self.ignore()
-        self.stream.discard()
-
     def complain(self, text: str) -> None:
         """Add a note that counts against the capture."""
         self._connection.note(self._link, text, bad=True)

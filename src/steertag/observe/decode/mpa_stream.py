@@ -40,6 +40,7 @@ class Connection:
         crc_negotiated: `crc` is what the start-up frames say, not what FPDUs look like.
         request, reply: the start-up frames.
         initiator: who sent the Request.
+        rejected: the Reply has the reject flag.
     """
 
     def __init__(self, place: Place, *, expected: bool) -> None:

@@ -11,7 +11,6 @@ buffers are used again and again and nothing else in them says which request the
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from steertag.observe.decode.frames import FpduFrame, operation_name
@@ -37,6 +36,7 @@ TAGGED_OPCODES: Final = frozenset({int(Opcode.WRITE), int(Opcode.READ_RESPONSE)}
 _WORD: Final = 0xFFFFFFFF
 _MAX_OUTSTANDING: Final = 0x4000  # ORD has 14 bits
 _NEAR: Final = 1 << 16
+_FAMILIAR: Final = 16
 
 
 class SegmentOrder:
@@ -52,11 +52,11 @@ class SegmentOrder:
         # QN -> the next segment's MSN and MO, and the opcode that a message in progress has.
         self._queues: dict[int, tuple[int, int, int | None]] = {}
         self._tagged: tuple[int, int, int] | None = None  # opcode, STag, TO of what must follow
-        self._requests: deque[rdmap.ReadRequest] = deque()
+        self._requests: list[rdmap.ReadRequest] = []
         self._answered = 0  # octets of the oldest request's Response
         self._all_requests = True  # neither one nor the Response to one went by unseen
         self._last_msn: dict[int, int] = {}  # of each queue; a gap doesn't make it forgotten
-        self.familiar_stags: deque[int] = deque(maxlen=16)
+        self.familiar_stags: list[int] = []
         self.intact = True
         self.terminated = False
 
@@ -116,6 +116,7 @@ class SegmentOrder:
         self._tagged = None if frame.last else following
         if frame.stag not in self.familiar_stags:
             self.familiar_stags.append(frame.stag)
+            del self.familiar_stags[:-_FAMILIAR]
 
     def asks(self, request: rdmap.ReadRequest) -> None:
         """Note a Read Request of this direction."""
@@ -146,7 +147,7 @@ class SegmentOrder:
         if total > request.size or (frame.last and total < request.size):
             frame.problems.append(f"{total} octets instead of the {request.size} asked for")
         if frame.last or total > request.size:
-            self._requests.popleft()
+            del self._requests[0]
             self._answered = 0
         else:
             self._answered = total

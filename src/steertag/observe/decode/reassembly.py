@@ -45,6 +45,17 @@ class Receiver(Protocol):
         ...
 
 
+class _Nobody:
+    def data(self, octets: bytes) -> None:
+        """Whoever took them was let go of."""
+
+    def missing(self, octets: int, *, cut: bool) -> None:
+        """Likewise."""
+
+
+_NOBODY: Final = _Nobody()
+
+
 class HalfStream:
     """Args:
     receiver: takes the octets.
@@ -67,7 +78,7 @@ class HalfStream:
     )
 
     def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
+        self._receiver: Receiver = receiver
         self._next_seq: int | None = None
         # Positions are octets of the stream since the first seen; they don't wrap.
         self._position = 0
@@ -142,9 +153,10 @@ class HalfStream:
             self._drain()
 
     def discard(self) -> None:
-        """Forget what waits."""
+        """Forget what waits, and hand nothing on any more."""
         self._waiting.clear()
         self.held = 0
+        self._receiver = _NOBODY
 
     def finish(self) -> None:
         """No more segments come: whatever waits is handed on, with the holes."""
