@@ -22,7 +22,13 @@ from steertag.verbs import (
     QPInitAttr,
 )
 from steertag.verbs.cm_state import TRANSITIONS, CmCall, CmState, step
-from steertag.verbs.enums import RAI_FAMILY, RAI_NUMERICHOST, RAI_PASSIVE, RDMA_OPTION_ID
+from steertag.verbs.enums import (
+    IBV_QP_TIMEOUT,
+    RAI_FAMILY,
+    RAI_NUMERICHOST,
+    RAI_PASSIVE,
+    RDMA_OPTION_ID,
+)
 from tests.sim.cm import E, channel, connect_both, expect, listening_on, request_on, resolved
 from tests.sim.verbs import HOST, TIMEOUT, connected, listening, region, towards
 
@@ -221,7 +227,8 @@ def test_options_reach_the_streams_of_both_sides() -> None:
         assert its.option(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) == [6442]
         server.set_option(RDMA_OPTION_ID, ACK_TIMEOUT, 0, 1)
         assert its.option(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) == [0]
-        assert server.options.ack_timeout == 0
+        assert server.query_qp(IBV_QP_TIMEOUT)[0].timeout == 0
+        assert client.query_qp(IBV_QP_TIMEOUT)[0].timeout == 18
         assert mine.option(socket.IPPROTO_TCP, socket.TCP_NODELAY) == [1]
 
 

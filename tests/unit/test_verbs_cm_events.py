@@ -29,6 +29,7 @@ from steertag.verbs import (
 )
 from steertag.verbs.cm_state import CmState
 from steertag.verbs.device import Progress
+from steertag.verbs.enums import IBV_QPS_ERR, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS
 from steertag.wire import mpa
 from tests.sim.cm import (
     E,
@@ -461,9 +462,15 @@ def test_a_queue_pair_of_the_programs_own_gets_a_response_and_is_established() -
         )
         client.connect(ConnParam(qp_num=mine.qp_num))
         server, _ = request_on(theirs)
+        for state in (IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS):
+            its.modify(*server.init_qp_attr(state))
         server.accept(ConnParam(qp_num=its.qp_num))
         assert expect(theirs, E.RDMA_CM_EVENT_ESTABLISHED).id is server
         assert expect(ours, E.RDMA_CM_EVENT_CONNECT_RESPONSE).id is client
+        for state in (IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS):
+            mine.modify(*client.init_qp_attr(state))
+        with pytest.raises(OSError, match="QP state 6"):
+            client.init_qp_attr(IBV_QPS_ERR)
         client.establish()
         with pytest.raises(OSError, match="CONNECT_RESPONSE"):
             client.establish()

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Final, cast
 
 from steertag.errors import os_error
+from steertag.rdma.constants import ACCESS_REMOTE
 from steertag.runtime.stream import Stream
 from steertag.verbs.addrinfo import AddrInfo, SockAddr
 from steertag.verbs.cm_event import CMEventChannel, CMEventType, Report
@@ -16,8 +17,18 @@ from steertag.verbs.cm_state import CmCall, CmState, step
 from steertag.verbs.cm_verbs import EndpointVerbs
 from steertag.verbs.conn_param import ConnParam
 from steertag.verbs.device import PD, Context
-from steertag.verbs.enums import RAI_PASSIVE, RDMA_PS_TCP
-from steertag.verbs.qp import QPInitAttr
+from steertag.verbs.enums import (
+    IBV_QP_ACCESS_FLAGS,
+    IBV_QP_PKEY_INDEX,
+    IBV_QP_PORT,
+    IBV_QP_STATE,
+    IBV_QPS_INIT,
+    IBV_QPS_RTR,
+    IBV_QPS_RTS,
+    RAI_PASSIVE,
+    RDMA_PS_TCP,
+)
+from steertag.verbs.qp import QPAttr, QPInitAttr
 
 if TYPE_CHECKING:
     from steertag.socket import socket as Socket  # noqa: N812
@@ -173,7 +184,46 @@ class AddressedId(EndpointVerbs):
             if self._driver is not None and not self._driver.closed:
                 self.options.apply(self._driver.stream, ConnParam().retry_count)
 
-    # -- inside ---
+    # -- its queue pair ------------------------------------------------------------------------
+
+    def query_qp(self, attr_mask: int) -> tuple[QPAttr, QPInitAttr]:
+        """`QP.query` of its QP. `timeout` is what RDMA_OPTION_ID_ACK_TIMEOUT has set, if it has.
+
+        Raises OSError ENOTCONN without a QP.
+        """
+        attr, init = self.connected_qp().query(attr_mask)
+        if self.options.ack_timeout is not None:
+            attr.timeout = self.options.ack_timeout
+        return attr, init
+
+    def init_qp_attr(self, qp_state: int) -> tuple[QPAttr, int]:
+        """`rdma_init_qp_attr`: what to `modify` a QP of the program's own with, and the mask.
+
+        On an RNIC that is something for IBV_QPS_INIT only: the connection itself takes the QP on,
+        and for IBV_QPS_RTR and IBV_QPS_RTS the mask is 0 (Linux: iwcm.c), as it is for a QP that
+        is connected. Raises OSError EINVAL for other states.
+        """
+        if qp_state not in (IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS):
+            raise os_error(errno.EINVAL, f"no attributes lead to QP state {qp_state}")
+        attr = QPAttr(qp_state=qp_state, port_num=1, qp_access_flags=ACCESS_REMOTE)
+        connected = self.qp is not None and self.qp.qp_state != IBV_QPS_INIT
+        if qp_state != IBV_QPS_INIT or connected:
+            return attr, 0
+        mask = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS
+        return attr, mask
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _join(self, channel: CMEventChannel | None) -> None:
+        self._channel = channel
+        if channel is not None:
+            channel.ids.add(cast("CMID", self))
+
+    def _not_busy(self) -> None:
+        if self.unacknowledged:
+            raise os_error(
+                errno.EBUSY, f"{self.unacknowledged} events of the CMID are not acknowledged"
+            )
 
     def _enter(self, call: CmCall) -> None:
         self.state = step(self.state, call)

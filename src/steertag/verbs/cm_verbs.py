@@ -78,13 +78,12 @@ class EndpointVerbs(Managed):
         """Its own, or with `param.qp_num` that of the program. With the lock held."""
         if self.qp is not None or not param.qp_num:
             return self._make_qp()
-        for domain in self.context.children:
-            for qp in domain.children:
-                if isinstance(qp, QP) and qp.qp_num == param.qp_num:
-                    self.qp, self._external_qp = qp, True
-                    if self._driver is not None:
-                        qp.drive(self._driver)
-                    return qp
+        qp = self.context.queue_pairs.get(param.qp_num)
+        if isinstance(qp, QP):
+            self.qp, self._external_qp = qp, True
+            if self._driver is not None:
+                qp.drive(self._driver)
+            return qp
         raise os_error(errno.EINVAL, f"there is no queue pair {param.qp_num} in the CMID's Context")
 
     def _make_qp(self) -> QP:
