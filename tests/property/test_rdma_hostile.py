@@ -4,21 +4,36 @@ was granted, and every request completed in the end."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steertag.rdma.connection import Connection, Offer
-from steertag.rdma.constants import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE
+from steertag.rdma.constants import (
+    ACCESS_LOCAL_WRITE,
+    ACCESS_MW_BIND,
+    ACCESS_REMOTE_ATOMIC,
+    ACCESS_REMOTE_INVALIDATE,
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+    MW_TYPE_2,
+    SEND_SIGNALED,
+    WR_ATOMIC_FETCH_AND_ADD,
+)
+from steertag.rdma.memory import Region, Window, WindowBind
 from steertag.rdma.mpa_state import MpaState
 from steertag.rdma.qp_state import QpState
+from steertag.rdma.wr import SendWR
 from steertag.wire import ddp, mpa, rdmap
 from tests.sim.ends import End, drain, feed, fpdu, lone, terminates
 
 GRANTED = 40_000
 SECRET = 40_000
-POSTED_RECEIVES = 3
-POSTED_SENDS = 4
+POSTED_RECEIVES = 4
+POSTED_SENDS = 5
+IDENTIFIER = 0
+"""Of the victim's own Atomic Request: they count from 0."""
 
 
 class Victim:
@@ -35,20 +50,42 @@ class Victim:
         self.region = end.rnic.register(
             end.pd,
             memoryview(self.around)[1000:-1000],
-            ACCESS_LOCAL_WRITE | ACCESS_REMOTE_WRITE | ACCESS_REMOTE_READ,
+            ACCESS_LOCAL_WRITE
+            | ACCESS_REMOTE_WRITE
+            | ACCESS_REMOTE_READ
+            | ACCESS_REMOTE_ATOMIC
+            | ACCESS_MW_BIND,
         )
+        self.lent = end.rnic.register(
+            end.pd,
+            memoryview(self.around)[2000:3000],
+            ACCESS_LOCAL_WRITE | ACCESS_REMOTE_WRITE | ACCESS_REMOTE_INVALIDATE,
+        )
+        self.window = end.rnic.alloc_window(end.pd, MW_TYPE_2)
+        bind = WindowBind(
+            self.window, self.window.stag ^ 1, self.region, self.region.base + 8, 800, 6
+        )
+        end.rnic.table.bind(bind, end.pd, end.qp.qp_num)
         # The receives and the Reads go to the front of the other region.
         for wr_id in range(POSTED_RECEIVES):
             end.recv((0, 2000 if wr_id else 12_000), wr_id=100 + wr_id)
         if not held:
             end.read(self.region, 0, 0, 9000, wr_id=0)
             end.read(self.region, 0, 0, 0, wr_id=1)
-            end.send((20_000, 100), wr_id=2)
+            add = SendWR(
+                2,
+                sg=[end.sge(11_000, 8)],
+                opcode=WR_ATOMIC_FETCH_AND_ADD,
+                send_flags=SEND_SIGNALED,
+            )
+            add.set_wr_atomic(self.region.stag, 0, 1, 0)
+            end.qp.post_send(add)
+            end.send((20_000, 100), wr_id=3)
             drain(end)
         else:
-            for wr_id in range(3):
+            for wr_id in range(4):
                 end.send((20_000, 100), wr_id=wr_id)
-        end.send((20_000, 20_000), wr_id=3)
+        end.send((20_000, 20_000), wr_id=4)
         self.secret = bytes(end.memory[12_000:])
 
     def suffers(self, octets: bytes, rng: random.Random | None) -> None:
@@ -92,17 +129,66 @@ def test_an_arbitrary_length_and_header_with_much_behind_it(
 
 # -- FPDUs that are well made and mean harm -------------------------------------------------------
 
-stags = st.sampled_from(["granted", "secret", "zero", "one", "unknown"])
+stags = st.sampled_from(["granted", "secret", "lent", "window", "zero", "one", "unknown"])
 offsets = st.one_of(
     st.integers(-3, 3),
     st.integers(0, GRANTED),
     st.integers(GRANTED - 3, GRANTED + 3),
     st.sampled_from([-(1 << 30), (1 << 63), (1 << 64) - 1]),
 )
-lengths = st.sampled_from([0, 1, 4, 28, 29, 100, 8191, 8192, 9000, 12_000, 12_001, 30_000, 65_000])
+lengths = st.sampled_from(
+    [0, 1, 4, 8, 12, 28, 29, 52, 100, 8191, 8192, 9000, 12_000, 12_001, 30_000, 65_000]
+)
 sequence = st.sampled_from([0, 1, 1, 1, 2, 3, 0xFFFFFFFF])
 octet = st.integers(0, 255)
-usual_control = st.integers(0, 8).map(rdmap.control)
+usual_control = st.integers(0, 12).map(rdmap.control)
+
+
+read_requests = st.tuples(
+    st.just("read"), stags, offsets, lengths, st.sampled_from([0, (1 << 64) - 5])
+)
+atomic_requests = st.tuples(
+    st.just("atomic"), stags, offsets, st.integers(0, 3), st.sampled_from([0, 1, (1 << 64) - 1])
+)
+
+Op = rdmap.Opcode
+QUEUES = {
+    Op.SEND: 0,
+    Op.SEND_INVALIDATE: 0,
+    Op.SEND_SE_INVALIDATE: 0,
+    Op.IMMEDIATE: 0,
+    Op.IMMEDIATE_SE: 0,
+    Op.READ_REQUEST: 1,
+    Op.ATOMIC_REQUEST: 1,
+    Op.ATOMIC_RESPONSE: 3,
+}
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[str, dict[str, object]]:
+    """A whole message that fits its opcode, as far as its form goes."""
+    opcode = draw(st.sampled_from(list(QUEUES)))
+    length = draw(lengths)
+    request: object = None
+    if opcode in (Op.IMMEDIATE, Op.IMMEDIATE_SE):
+        length = rdmap.IMMEDIATE_LEN
+    elif opcode is Op.READ_REQUEST:
+        request = draw(read_requests)
+    elif opcode is Op.ATOMIC_REQUEST:
+        request = draw(atomic_requests)
+    elif opcode is Op.ATOMIC_RESPONSE:
+        request = ("response", draw(st.sampled_from([IDENTIFIER, IDENTIFIER, 1])))
+    return "untagged", {
+        "qn": QUEUES[opcode],
+        "msn": draw(st.sampled_from([1, 1, 1, 2, 2, 3])),
+        "mo": 0,
+        "length": length,
+        "invalidate": draw(stags),
+        "request": request,
+        "control": rdmap.control(opcode),
+        "last": True,
+        "version": 0,
+    }
 
 
 @st.composite
@@ -113,16 +199,12 @@ def segments(draw: st.DrawFn) -> tuple[str, dict[str, object]]:
         kind = "tagged"
     else:
         fields = {
-            "qn": draw(st.sampled_from([0, 0, 1, 1, 2, 3, 0xFFFFFFFF])),
+            "qn": draw(st.sampled_from([0, 0, 1, 1, 2, 3, 4, 0xFFFFFFFF])),
             "msn": draw(sequence),
             "mo": draw(st.sampled_from([0, 0, 0, 1, 100, 9000, 0xFFFFFFFF])),
             "length": draw(lengths),
-            "request": draw(
-                st.one_of(
-                    st.none(),
-                    st.tuples(stags, offsets, lengths, st.sampled_from([0, (1 << 64) - 5])),
-                )
-            ),
+            "invalidate": draw(stags),
+            "request": draw(st.one_of(st.none(), read_requests, atomic_requests)),
         }
         kind = "untagged"
     return kind, {
@@ -133,8 +215,30 @@ def segments(draw: st.DrawFn) -> tuple[str, dict[str, object]]:
     }
 
 
+def built_request(
+    request: tuple[object, ...], place: Callable[[object, object], tuple[int, int]]
+) -> bytes:
+    match request:
+        case ("read", name, offset, int(size), int(sink)):
+            return rdmap.ReadRequest(9, sink, size, *place(name, offset)).emit()
+        case ("atomic", name, offset, int(operation), int(data)):
+            to = place(name, offset)
+            atomic = rdmap.AtomicRequest(
+                rdmap.AtomicOpcode.SWAP, 7, *to, data, data, data, data
+            ).emit()
+            return atomic[:3] + bytes([operation]) + atomic[4:]
+        case ("response", int(identifier)):
+            return rdmap.AtomicResponse(identifier, 0x5A5A).emit()
+    raise AssertionError(request)
+
+
 def built(victim: Victim, kind: str, fields: dict[str, object], crc: bool) -> bytes:
-    regions = {"granted": victim.region, "secret": victim.end.region}
+    regions: dict[str, Region | Window] = {
+        "granted": victim.region,
+        "secret": victim.end.region,
+        "lent": victim.lent,
+        "window": victim.window,
+    }
 
     def place(name: object, offset: object) -> tuple[int, int]:
         assert isinstance(name, str)
@@ -157,17 +261,16 @@ def built(victim: Victim, kind: str, fields: dict[str, object], crc: bool) -> by
         assert isinstance(qn, int)
         assert isinstance(msn, int)
         assert isinstance(mo, int)
-        header = ddp.Untagged(last, control, qn, msn, mo)
+        header = ddp.Untagged(last, control, qn, msn, mo, place(fields["invalidate"], 0)[0])
         if isinstance(request := fields["request"], tuple):
-            name, offset, size, sink = request
-            payload = rdmap.ReadRequest(9, sink, size, *place(name, offset)).emit()
+            payload = built_request(request, place)
     octets = bytearray(fpdu(header, payload, crc=crc))
     if fields["version"] and not crc:
         octets[2] ^= int(str(fields["version"]))
     return bytes(octets)
 
 
-@given(st.lists(segments(), max_size=8), cuts, st.booleans(), st.booleans())
+@given(st.lists(st.one_of(segments(), messages()), max_size=8), cuts, st.booleans(), st.booleans())
 @settings(max_examples=300)
 def test_segments_with_arbitrary_fields(
     program: list[tuple[str, dict[str, object]]],
@@ -182,11 +285,16 @@ def test_segments_with_arbitrary_fields(
 
 def valid_stream(victim: Victim) -> bytes:
     """A well-behaved peer's octets: every kind of message, small and large."""
-    region, mine = victim.region, victim.end.region
+    region, mine, lent = victim.region, victim.end.region, victim.lent
     send, send_se = rdmap.control(rdmap.Opcode.SEND), rdmap.control(rdmap.Opcode.SEND_SE)
     write = rdmap.control(rdmap.Opcode.WRITE)
     response = rdmap.control(rdmap.Opcode.READ_RESPONSE)
     request = rdmap.ReadRequest(9, 9, 5000, region.stag, region.base).emit()
+    swap = rdmap.AtomicRequest(
+        rdmap.AtomicOpcode.SWAP, 7, region.stag, region.base + 32_000, 5, rdmap.ALL_BITS
+    ).emit()
+    value = rdmap.AtomicResponse(IDENTIFIER, 5).emit()
+    invalidate, immediate = rdmap.control(Op.SEND_INVALIDATE), rdmap.control(Op.IMMEDIATE)
     return b"".join(
         [
             fpdu(ddp.Untagged(False, send, 0, 1), bytes(9000)),
@@ -196,7 +304,11 @@ def valid_stream(victim: Victim) -> bytes:
             fpdu(ddp.Tagged(True, response, mine.stag, mine.base + 8500), bytes(500)),
             fpdu(ddp.Tagged(True, response, 0, 0)),
             fpdu(ddp.Untagged(True, rdmap.control(1), 1, 1), request),
+            fpdu(ddp.Untagged(True, rdmap.control(Op.ATOMIC_RESPONSE), 3, 1), value),
+            fpdu(ddp.Untagged(True, rdmap.control(Op.ATOMIC_REQUEST), 1, 2), swap),
             fpdu(ddp.Untagged(True, send_se, 0, 2), bytes(7)),
+            fpdu(ddp.Untagged(True, invalidate, 0, 3, 0, lent.stag), bytes(7)),
+            fpdu(ddp.Untagged(True, immediate, 0, 4), bytes(8)),
             fpdu(ddp.Tagged(True, write, region.stag, region.base + 77), bytes(30_000)),
             *[fpdu(ddp.Tagged(True, write, region.stag, region.base), bytes(64))] * 6,
             fpdu(ddp.Untagged(True, rdmap.control(7), 2, 1), rdmap.Terminate(0, 1, 2).emit()),
@@ -209,6 +321,7 @@ def test_the_valid_stream_is_valid() -> None:
     feed(victim.end, valid_stream(victim))
     assert victim.end.qp.counters.protocol_errors == 0
     assert victim.end.qp.counters.terminates_received == 1
+    assert victim.lent.stag not in victim.end.rnic.table.regions
     victim.suffers(b"", None)
 
 
@@ -262,7 +375,12 @@ def start_frames(draw: st.DrawFn) -> bytes:
 
 def settled(end: End, connection: Connection) -> None:
     """The set-up came to an end, or waits for the rest of a frame and then times out."""
-    if connection.state in (MpaState.WAIT_REPLY, MpaState.WAIT_REQUEST, MpaState.REQUESTED):
+    if connection.state in (
+        MpaState.WAIT_REPLY,
+        MpaState.WAIT_REQUEST,
+        MpaState.REQUESTED,
+        MpaState.WAIT_RTR,
+    ):
         assert connection.deadline is not None
         connection.handle_timer(connection.deadline)
     if connection.state is MpaState.ESTABLISHED:
@@ -281,11 +399,12 @@ def settled(end: End, connection: Connection) -> None:
     assert [wc.wr_id for wc in end.got()] == [7]
 
 
-@given(start_frames(), cuts)
-def test_an_arbitrary_reply(octets: bytes, rng: random.Random | None) -> None:
+@given(start_frames(), cuts, st.booleans())
+def test_an_arbitrary_reply(octets: bytes, rng: random.Random | None, peer_to_peer: bool) -> None:
     end = End()
     end.recv((0, 100), wr_id=7)
-    end.connection = Connection.initiate(end.qp, Offer(), now=0.0)
+    offer = Offer(peer_to_peer=peer_to_peer)
+    end.connection = Connection.initiate(end.qp, offer, now=0.0)
     drain(end)
     feed(end, octets, rng)
     settled(end, end.connection)
