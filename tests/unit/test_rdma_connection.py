@@ -469,6 +469,8 @@ def test_a_queue_pair_that_ended_during_the_set_up_is_not_connected() -> None:
     end.qp.stream_lost("completion queue overrun")
     feed(end, reply())
     assert connection.state is MpaState.FAILED
+    (said,) = terminates(drain(end))  # RFC 6581 section 9.3: a local error
+    assert (said.layer, said.etype, said.code) == (2, 0, 5)
     assert connection.closing
     server, passive = responder()
     feed(server, request())

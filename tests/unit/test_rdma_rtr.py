@@ -28,6 +28,7 @@ from tests.sim.ends import (
     untagged,
     write_fpdu,
 )
+from tests.wire.mpa_stream import capture_octets, connections
 
 KINDS = pytest.mark.parametrize("kind", RTR_KINDS)
 
@@ -390,3 +391,39 @@ def test_a_terminate_of_the_set_up_reads_back() -> None:
     assert isinstance(read, rdmap.Terminate)
     assert bytes(ulpdu.ulpdu) == terminate_ulpdu(ProtocolError(2, 0, 7, ""))
     assert connection.code == "rtr"
+
+
+RECORDINGS = ["rping-rtr-write", "rping-rtr-read", "rping-p2p-S64", "rping-crc-p2p-S64"]
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recorded_initiator_of_siw_is_taken_as_siw_takes_it(name: str) -> None:
+    (recorded,) = connections(capture_octets(name))
+    end = End(2)
+    end.connection = connection = Connection.respond(now=0.0)
+    feed(end, recorded.client.start.emit())
+    connection.accept(end.qp, Offer(crc=False))
+    siws, ours = recorded.server.start.emit(), drain(end)
+    assert kinds_in(words_of(ours)) == kinds_in(words_of(siws))
+    feed(end, recorded.client.segments[0].octets)
+    assert connection.state is MpaState.ESTABLISHED
+    answer = recorded.server.segments[0].octets if "read" in name else b""
+    assert drain(end) == answer
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recorded_responder_of_siw_gets_what_siw_sends(name: str) -> None:
+    (recorded,) = connections(capture_octets(name))
+    siws = recorded.client.start.emit()
+    kinds = tuple(kind for kind in RTR_KINDS if kind in kinds_in(words_of(siws)))
+    end = End(1)
+    offer = p2p(*kinds, crc=recorded.client.start.crc)
+    end.connection = connection = Connection.initiate(end.qp, offer, now=0.0)
+    assert kinds_in(words_of(drain(end))) == set(kinds)
+    feed(end, recorded.server.start.emit())
+    assert connection.state is MpaState.ESTABLISHED
+    assert drain(end) == recorded.client.segments[0].octets
+    if "read" in name:
+        feed(end, recorded.server.segments[0].octets)
+        assert end.qp.counters.rx_fpdus == 1
+        assert end.qp.state is QpState.RTS

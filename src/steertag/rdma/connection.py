@@ -327,7 +327,8 @@ class Connection:
         elif frame.enhanced != (offer.revision >= 2):
             self._fail("garbled", "the peer's Reply is enhanced where the Request isn't, or not")
         elif qp.state is not QpState.INIT:
-            self._fail("lost", "the queue pair has ended")
+            gone = RefusedError("lost", "the queue pair has ended", mpa.E_LOCAL_CATASTROPHIC)
+            self._refuse(gone, frame)
         else:
             try:
                 agreement = settled(offer, frame, self._words)
