@@ -95,8 +95,8 @@ class Receiver:
         self._lookahead = 0
         self.taken = 0
         """Octets of the stream in FPDUs that were dealt with whole: placed, delivered, answered."""
-        self.on_taken: Callable[[int], None] | None = None
-        """Called with `taken` after each read, where a peer wants to know."""
+        self.received: Callable[[int], None] = self._received
+        """The stream wrote so many octets into what `buffers` gave. Raises ProtocolError."""
         self._ahead = 0
         self._run = 0
         # Of the segment that is being placed directly:
@@ -130,16 +130,20 @@ class Receiver:
             self._make_room(want)
         return [self._mv[self._end : self._end + want]]
 
-    def received(self, octets: int) -> None:
-        """The stream wrote `octets` into what `buffers` gave. Raises ProtocolError."""
-        self._counters.rx_bytes += octets
-        try:
-            self._advance(octets)
-        finally:
-            if self.on_taken is not None:
-                self.on_taken(self.taken)
+    def tell_taken(self, tell: Callable[[int], None]) -> None:
+        """From here on call `tell` with `taken` after each read."""
+        received = self._received
 
-    def _advance(self, octets: int) -> None:
+        def and_tell(octets: int) -> None:
+            try:
+                received(octets)
+            finally:
+                tell(self.taken)
+
+        self.received = and_tell
+
+    def _received(self, octets: int) -> None:
+        self._counters.rx_bytes += octets
         if self._tail:
             if self._plan and (octets := self._advance_foreseen(octets)) < 0:
                 return

@@ -24,6 +24,8 @@ _ROUNDS: Final = 16
 """Sends and reads in one `pump`, so that one connection doesn't starve the others."""
 SPIN: Final = 50e-6
 """Seconds to look for a small message before sleeping for it, like the kernel's busy polling."""
+_LOOKS: Final = 8
+"""Reads in vain before the way around them is gone again: the way costs more than they do."""
 LINGER: Final = 1.0
 """Seconds for a Terminate to leave, and for the peer's FIN to come after ours, so that closing
 doesn't reset the stream and with it what the peer hasn't read yet."""
@@ -147,7 +149,7 @@ class StreamDriver:
             return None
         octets = self._spin() if not look and qp.rx.reading_ahead else 0
         if not octets and not self.closed:
-            octets = self._receive(MSG_DONTWAIT if look else 0, 1)
+            octets = self._receive(MSG_DONTWAIT, 1, _LOOKS) if look else self._receive(0, 1)
         self._behind_read(qp, octets)
         return octets != 0
 
@@ -158,7 +160,7 @@ class StreamDriver:
         if timeout != 0 and qp.rx.reading_ahead:
             octets = self._spin()
         else:
-            octets = self._receive(MSG_DONTWAIT, 1)
+            octets = self._receive(MSG_DONTWAIT, 1, _LOOKS)
         self._behind_read(qp, octets)
         return octets != 0
 
@@ -183,7 +185,7 @@ class StreamDriver:
         clock = self._loop.clock
         end = clock() + SPIN
         while True:
-            octets = self._receive(MSG_DONTWAIT, 1)
+            octets = self._receive(MSG_DONTWAIT, 1, _LOOKS)
             if octets or clock() >= end:
                 return octets
 
@@ -261,8 +263,10 @@ class StreamDriver:
         poller.register(self._fd, select.POLLRDHUP)
         return bool(poller.poll(0))
 
-    def _receive(self, flags: int, rounds: int) -> int:
+    def _receive(self, flags: int, rounds: int, looks: int = 1) -> int:
         """Read up to `rounds` times: how many octets came, or `_ENDED` at the stream's end.
+
+        Where nothing has come, look `looks` times before believing it.
 
         `_drained` says whether that was all there is for now.
         """
@@ -277,22 +281,26 @@ class StreamDriver:
             if not buffers:
                 self._drained = True
                 break
-            counters.syscalls += 1
             first = buffers[0]
-            try:
-                if len(buffers) == 1:
-                    octets = stream.recv_into(first, 0, flags)
-                    self._drained = octets < len(first)
-                else:
-                    octets = stream.recvmsg_into(buffers, 0, flags)[0]
-                    # Where the data ends for now, it usually ends within the payload.
-                    self._drained = octets <= len(first)
-            except BlockingIOError:
-                self._drained = True
-                break
-            except OSError as exc:
-                self._lost(exc)
-                return _ENDED
+            while True:
+                counters.syscalls += 1
+                try:
+                    if len(buffers) == 1:
+                        octets = stream.recv_into(first, 0, flags)
+                        self._drained = octets < len(first)
+                    else:
+                        octets = stream.recvmsg_into(buffers, 0, flags)[0]
+                        # Where the data ends for now, it usually ends within the payload.
+                        self._drained = octets <= len(first)
+                    break
+                except BlockingIOError:
+                    looks -= 1
+                    if looks <= 0:
+                        self._drained = True
+                        return total
+                except OSError as exc:
+                    self._lost(exc)
+                    return _ENDED
             if not octets:
                 self._end_of_stream()
                 return _ENDED

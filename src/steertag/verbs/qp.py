@@ -94,6 +94,7 @@ class QP(Managed):
         self._lock = self.context.loop.lock
         self._attr = QPAttr(qp_access_flags=ACCESS_REMOTE, cap=init_attr.cap)
         self._ready_to_receive = False
+        self._ready_for_cm = False
         self._awaits_peer = False
         self._confirmations: Confirmations | None = None
         with self._lock:
@@ -117,10 +118,13 @@ class QP(Managed):
 
     @property
     def qp_state(self) -> int:
-        """IBV_QPS_*. IBV_QPS_RTR is a state of QPs that no CMID connects."""
-        if self._ready_to_receive and self.core.state in (QpState.INIT, QpState.RTS):
+        """IBV_QPS_*. IBV_QPS_RTR is a state that only `modify` leads to."""
+        core = self.core.state
+        if (self._ready_to_receive and core is QpState.RTS) or (
+            self._ready_for_cm and core is QpState.INIT
+        ):
             return e.IBV_QPS_RTR
-        return _STATE[self.core.state]
+        return _STATE[core]
 
     @property
     def cap(self) -> QPCap:
@@ -197,7 +201,7 @@ class QP(Managed):
         return 0
 
     def _check_may_send(self) -> None:
-        if self._ready_to_receive:
+        if self._ready_to_receive and self.core.state is QpState.RTS:
             raise os_error(errno.EINVAL, "post_send on a QP in state RTR")
 
     # -- states --------------------------------------------------------------------------------
@@ -244,12 +248,17 @@ class QP(Managed):
             joins = bool(comp_mask & e.IBV_QP_DEST_QPN)
             if joins:
                 self._check_peer(attr)
+            kept, self._attr = self._attr, replace(self._attr)
             for bit, members in MEMBERS.items():
                 if comp_mask & bit:
                     for member in members:
                         setattr(self._attr, member, getattr(attr, member))
             if after != before:
-                self._enter(before, after, joins=joins)
+                try:
+                    self._enter(before, after, joins=joins)
+                except OSError:
+                    self._attr = kept
+                    raise
             self._apply_access()
             if after in (e.IBV_QPS_RTS, e.IBV_QPS_SQD) and self._confirmations is not None:
                 self.core.tx.ord = self._attr.max_rd_atomic
@@ -320,8 +329,10 @@ class QP(Managed):
         elif after == e.IBV_QPS_INIT:
             core.modify(QpState.INIT)
         elif after == e.IBV_QPS_RTR:
-            self._ready_to_receive = True
-            if joins:
+            if not joins:
+                self._ready_for_cm = True
+            else:
+                self._ready_to_receive = True
                 ird = self._attr.max_dest_rd_atomic
                 core.connected(crc=False, ird=ird, ord=0, held=False, max_ulpdu=mpa.MAX_ULPDU - 1)
                 self._awaits_peer = True
@@ -362,7 +373,7 @@ class QP(Managed):
             self._awaits_peer = False
             self._confirmations = mine
             self.core.tx.confirmed = mine.octets
-            self.core.rx.on_taken = peers.report
+            self.core.rx.tell_taken(peers.report)
             loop.add(mine)
             connection = Connection.established(self.core, loop.clock())
             tap_for = self.context.tap_for
@@ -375,7 +386,7 @@ class QP(Managed):
 
     def _leave(self) -> None:
         """Give up peer and stream. With the lock held."""
-        self._awaits_peer = self._ready_to_receive = False
+        self._awaits_peer = self._ready_to_receive = self._ready_for_cm = False
         Fabric.of(self.context.the_stack).leave(self)
         if self._driver is not None:
             self._driver.close()
