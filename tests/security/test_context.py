@@ -85,7 +85,7 @@ def test_an_overrun_is_one_event_however_many_completions_are_lost() -> None:
         context = listener.context
         cq, other = CQ(context, 4), CQ(context, 100)
         init = QPInitAttr(scq=other, rcq=cq, cap=QPCap(max_recv_wr=100))
-        with attacked(listener, init) as (peer, server):
+        with attacked(listener, init) as (peer, server), attacked(listener) as (_, fine):
             side = region(server)
             for n in range(100):
                 side.recv(10, 0, n)
@@ -94,6 +94,9 @@ def test_an_overrun_is_one_event_however_many_completions_are_lost() -> None:
             assert cq.overrun
             assert [event.event_type for event in waiting(context)] == [IBV_EVENT_CQ_ERR]
             assert len(cq.poll(100)[1]) == 4
+            # Who uses other queues is not concerned.
+            assert fine.qp is not None
+            assert fine.qp.state is QpState.RTS
 
 
 # -- what peers take from one another --------------------------------------------------------------
