@@ -106,10 +106,13 @@ class QueuePair:
         self._drain_told = True
         who, table, counters = self.qp_num, self._table, self.counters
         self.tx = Transmitter(who, self.pd, table, self._send_cq.push, self._local_fault, counters)
+        self.tx.depth_limit = self.cap.max_send_wr
         self.inbound = Inbound(who, self.pd, table, self._recv_cq.push, self.tx, counters, self.srq)
         self.rx = Receiver(who, self.pd, table, self.inbound, self.tx, counters)
         self.buffers: Callable[[], list[memoryview]] = self.rx.buffers
         """Where the stream's next octets go."""
+        self.data_to_send: Callable[[], list[Buffer]] = self.tx.data_to_send
+        """Parts for the next gathering send; empty where there is nothing to send for now."""
 
     # -- verbs ---------------------------------------------------------------------------------
 
@@ -146,6 +149,19 @@ class QueuePair:
             OSError: EINVAL for an opcode, a list of elements or a state that doesn't fit;
                 ENOMEM when the send queue is full; EOPNOTSUPP for what iWARP doesn't have.
         """
+        tx, sg = self.tx, wr.sg
+        flags |= wr.send_flags
+        if (
+            self.state is QpState.RTS
+            and wr.opcode == WR_RDMA_WRITE
+            and len(sg) == 1
+            and 0 <= sg[0].length <= SMALL
+            and not flags & ~_PLAIN
+            and wr.num_sge != 0
+            and wr.inline_data is None
+            and tx.write_now(wr.wr_id, flags, wr.rkey, wr.remote_addr, sg[0])
+        ):
+            return
         if self.state is not QpState.RTS:
             if self.state is QpState.ERROR:
                 self._flush_now(wr)
@@ -153,22 +169,9 @@ class QueuePair:
             # In TERMINATE it waits for its turn to be flushed, behind what was posted before.
             if self.state not in (QpState.TERMINATE, QpState.SQD):
                 raise os_error(errno.EINVAL, f"post_send on a QP in state {self.state.name}")
-        tx = self.tx
         if tx.depth() >= self.cap.max_send_wr:
             raise os_error(errno.ENOMEM, f"send queue of {self.cap.max_send_wr} is full")
-        flags |= wr.send_flags
-        sg = wr.sg if wr.num_sge is None else wr.sg[: wr.num_sge]
-        if len(sg) == 1:
-            sge = sg[0]
-            one = (sge.addr, sge.length, sge.lkey)
-            if (
-                wr.opcode == WR_RDMA_WRITE
-                and 0 <= sge.length <= SMALL
-                and not flags & ~_PLAIN
-                and tx.write_now(wr.wr_id, flags, wr.rkey, wr.remote_addr, one)
-            ):
-                return
-        sges = _sges(sg, self.cap.max_send_sge)
+        sges = _sges(sg if wr.num_sge is None else sg[: wr.num_sge], self.cap.max_send_sge)
         inline = self.cap.max_inline_data
         tx.sq.append(wqe_of(wr, flags, sges, self._table, self.pd, inline, tx.ord))
 
@@ -261,10 +264,6 @@ class QueuePair:
     def ended(self) -> bool:
         """Nothing more will happen here: every request has completed."""
         return self.state is QpState.ERROR
-
-    def data_to_send(self) -> list[Buffer]:
-        """Parts for the next gathering send; empty where there is nothing to send for now."""
-        return self.tx.data_to_send()
 
     def sent(self, octets: int) -> bool:
         """The stream took `octets` of `data_to_send()`. True where there is more to send."""

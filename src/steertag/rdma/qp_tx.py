@@ -14,7 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from steertag.errors import ProtocolError
 from steertag.rdma.constants import (
@@ -45,6 +45,9 @@ from steertag.rdma.requests import AtomicTurn, Message, PendingRead, Wqe
 from steertag.wire import ddp, rdmap
 from steertag.wire.crc32c import CRC_FIELD, crc32c
 from steertag.wire.mpa import MAX_ULPDU
+
+if TYPE_CHECKING:
+    from steertag.rdma.wr import SGE
 
 Buffer = bytes | bytearray | memoryview
 GATHER_OCTETS: Final = 1 << 20
@@ -123,6 +126,8 @@ class Transmitter:
         self.held = False
         self.ord = 0
         self.max_ulpdu = MAX_ULPDU - 1
+        self.depth_limit = 0
+        """Requests that may be posted and not completed."""
         self.sq: deque[Wqe] = deque()
         self.responses: deque[rdmap.ReadRequest | AtomicTurn] = deque()
         self.reads: deque[PendingRead] = deque()
@@ -176,16 +181,14 @@ class Transmitter:
     def _current(self) -> Wqe | None:
         return None if self._message is None else self._message.wqe
 
-    def write_now(
-        self, wr_id: int, flags: int, rkey: int, remote_addr: int, sge: tuple[int, int, int]
-    ) -> bool:
+    def write_now(self, wr_id: int, flags: int, rkey: int, remote_addr: int, sge: SGE) -> bool:
         """Frame a small RDMA Write as it is posted: what message rate and latency depend on.
 
         False where it has to wait its turn in the send queue, or isn't plain: other work is
-        before it, or it names memory that it may not read or that can't be.
+        before it, the queue is full, or it names memory that it may not read or that can't be.
         """
-        addr, length, lkey = sge
-        region = self._table.regions.get(lkey)
+        length = sge.length
+        region = self._table.regions.get(sge.lkey)
         if (
             self.sq
             or self.responses
@@ -197,9 +200,10 @@ class Transmitter:
             or remote_addr > _LAST_SAFE_TO
             or region is None
             or region.pd != self._pd
-            or (offset := addr - region.base) < 0
+            or (offset := sge.addr - region.base) < 0
             or offset + length > region.length
             or (flags & SEND_FENCE and self.reads)
+            or len(self._unfinished) >= self.depth_limit
         ):
             return False
         ulpdu = length + _TAGGED_LEN

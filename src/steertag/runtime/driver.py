@@ -335,6 +335,8 @@ class StreamDriver:
         qp = self._qp
         if qp is not None and qp.state is QpState.RTS:
             events = READ | WRITE if self._blocked else READ
+            if events == self._events:
+                return
         elif self.closed:
             return
         else:
