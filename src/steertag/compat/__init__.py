@@ -1,0 +1,1 @@
+"""Programs written for other RDMA libraries, run against steertag without a change to them."""

@@ -1,0 +1,7 @@
+"""pyverbs' older name for `libibverbs_enums`."""
+
+from steertag.compat.pyverbs import libibverbs_enums
+
+globals().update(
+    (name, value) for name, value in vars(libibverbs_enums).items() if not name.startswith("__")
+)
