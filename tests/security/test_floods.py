@@ -88,7 +88,7 @@ def test_a_send_that_never_ends_holds_one_receive_and_nothing_else() -> None:
     end = lone()
     end.recv((0, 100), wr_id=1)
     end.recv((0, 100), wr_id=2)
-    octets = send_fpdu(b"", last=False) * 50_000
+    octets = send_fpdu(b"", last=False) * 20_000
     assert peak_of(lambda: feed(end, octets)) < RECEIVING
     assert len(end.qp.inbound.rq) == 1
     assert not end.rcq.entries
@@ -102,7 +102,7 @@ def test_a_read_response_that_never_ends_places_what_was_asked_for_and_no_more()
     drain(end)
     stag, base = end.region.stag, end.region.base
     nothing = tagged(rdmap.Opcode.READ_RESPONSE, stag, base, b"", last=False)
-    octets = nothing * 50_000
+    octets = nothing * 20_000
     assert peak_of(lambda: feed(end, octets)) < RECEIVING
     assert end.qp.state is QpState.RTS
     response = tagged(rdmap.Opcode.READ_RESPONSE, stag, base, bytes(1001), last=False)
