@@ -8,7 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from new_protocol import AF_EXAMPLE, register
 
+from steertag import Stack
+from steertag.device import memory_link
 from steertag.runtime.driver import Tap
 from steertag.runtime.stream import Stream
 from steertag.verbs import (
@@ -425,3 +428,50 @@ def test_messages_of_parts_of_regions_are_moved() -> None:
             assert server.get_recv_comp(TIMEOUT).byte_len == 10
             client.post_send(side.mr, length=3)
             assert server.get_recv_comp(TIMEOUT).byte_len == 3
+
+
+# -- other families --------------------------------------------------------------------------------
+
+
+def test_connections_go_over_a_family_of_the_stacks_own_without_waiting() -> None:
+    """One thread for both Stacks: nothing may wait for anything but events."""
+    left, right = Stack(), Stack()
+    for stack, end, node in zip((left, right), memory_link(), ("left", "right"), strict=True):
+        register(stack, end, node)
+    with (
+        Context(stack=left, progress="caller") as here,
+        Context(stack=right, progress="caller") as there,
+        CMEventChannel() as events,
+    ):
+        listener = CMID(events, pd=PD(there))
+        listener.bind_addr(at("right", 7471, RAI_PASSIVE))
+        listener.listen()
+        client = CMID(events, pd=PD(here))
+        client.resolve_addr(at("right", 7471))
+        expect(events, E.RDMA_CM_EVENT_ADDR_RESOLVED)
+        client.resolve_route()
+        expect(events, E.RDMA_CM_EVENT_ROUTE_RESOLVED)
+        client.connect()
+        server, _ = request_on(events)
+        server.accept()
+        both = {expect(events, E.RDMA_CM_EVENT_ESTABLISHED).id for _ in range(2)}
+        assert both == {client, server}
+        assert client.getpeername() == ("right", 7471)
+        client.disconnect()
+        ends = {expect(events, E.RDMA_CM_EVENT_DISCONNECTED).id for _ in range(2)}
+        assert ends == both
+        nobody = CMID(events, pd=PD(here))
+        nobody.resolve_addr(at("right", 1))
+        expect(events, E.RDMA_CM_EVENT_ADDR_RESOLVED)
+        nobody.resolve_route()
+        expect(events, E.RDMA_CM_EVENT_ROUTE_RESOLVED)
+        nobody.connect()
+        assert expect(events, E.RDMA_CM_EVENT_REJECTED).status == -errno.ECONNREFUSED
+
+
+def at(node: str, port: int, flags: int = 0) -> AddrInfo:
+    """An address that no resolver knows."""
+    address = AddrInfo(flags=flags)
+    found = (AF_EXAMPLE, (node, port))
+    address.sources, address.destinations = ([found], []) if flags else ([], [found])
+    return address
