@@ -19,6 +19,7 @@ from typing import Final
 
 from steertag.rdma.mpa_state import TRANSITIONS as MPA_TRANSITIONS
 from steertag.rdma.qp_state import TRANSITIONS as QP_TRANSITIONS
+from steertag.verbs.cm_state import TRANSITIONS as CM_TRANSITIONS
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "explanation" / "states.md"
 Table = Mapping[tuple[IntEnum, IntEnum], IntEnum]
@@ -26,8 +27,9 @@ Table = Mapping[tuple[IntEnum, IntEnum], IntEnum]
 MACHINES: Final[dict[str, Table]] = {
     "connection": {pair: after for pair, after in MPA_TRANSITIONS.items()},  # noqa: C416
     "queue pair": {pair: after for pair, after in QP_TRANSITIONS.items()},  # noqa: C416
+    "identifier": {pair: after for pair, after in CM_TRANSITIONS.items()},  # noqa: C416
 }
-_MEANING: Final = re.compile(r"^ +(\w+) = auto\(\)(?:  # (.+))?$", re.MULTILINE)
+_MEANING: Final = re.compile(r"^ +(\w+) = (?:auto\(\)|\d+)(?:  # (.+))?$", re.MULTILINE)
 
 
 def meanings(kind: type[IntEnum]) -> dict[str, str]:

@@ -14,14 +14,14 @@ from steertag.errors import os_error
 class CmState(IntEnum):
     """Numbers are `enum rdma_cm_state`'s; the queries in between take no time here."""
 
-    IDLE = 0
-    ADDR_RESOLVED = 2
-    ROUTE_RESOLVED = 4
+    IDLE = 0  # made, and told no address
+    ADDR_RESOLVED = 2  # there is a way to the destination
+    ROUTE_RESOLVED = 4  # it can connect
     CONNECT = 5  # being connected, requested by a peer, or connected
-    DISCONNECT = 6
-    ADDR_BOUND = 7
-    LISTEN = 8
-    DESTROYING = 10
+    DISCONNECT = 6  # rejected, or disconnected by either side
+    ADDR_BOUND = 7  # it has a source address, to listen on or to connect from
+    LISTEN = 8  # it takes connection requests
+    DESTROYING = 10  # closed
 
 
 class CmCall(IntEnum):
