@@ -341,9 +341,9 @@ def test_the_masks_of_an_atomic_request_choose_bits_and_fields() -> None:
     requests = [
         # Fields of 16 bits: no carry out of the lowest, and the highest one wraps.
         (add(0xFF01_0001_0000_FF01, 0x8000_8000_8000_8000), 0x0000_0100_0000_0000),
-        (swap(M, 0xFF), 0x0000_0100_0000_00FF),
-        (cmp_swap(0, 0xFF, 0x1234_00FF, 0xFF), 0x0000_0100_0000_0000),
-        (cmp_swap(M, M, 1, M), 0x0000_0100_0000_0000),
+        (swap(0x1_0000_00FF, 0xFF), 0x1_0000_00FF),  # which has no masks
+        (cmp_swap(0, 0xFF, 0x1234_00FF, 0xFF), 0x1_0000_0000),
+        (cmp_swap(M, M, 1, M), 0x1_0000_0000),
     ]
     for msn, (request, new) in enumerate(requests, 1):
         old = word(end, 0)
@@ -409,6 +409,19 @@ def test_an_atomic_response_that_nobody_waits_for_is_refused() -> None:
         drain(end)
         refused(end, response, kind, code)
         assert ids(end.sent()) == [(1, WcStatus.WR_FLUSH_ERR)]
+
+
+def test_fields_that_an_atomic_operation_does_not_use_are_sent_as_the_rfc_has_it() -> None:
+    """RFC 7306 section 5.2.1."""
+    sent = []
+    for opcode in (WR_ATOMIC_FETCH_AND_ADD, WR_ATOMIC_SWAP, WR_ATOMIC_CMP_AND_SWP):
+        end = lone()
+        post(end, opcode, 1, (0, 8), compare_add=3, swap=4)
+        (ulpdu,) = fpdus(drain(end))
+        request = rdmap.AtomicRequest.parse(ulpdu[ddp.UNTAGGED_LEN :])
+        masks = (request.swap_mask, request.compare_mask)
+        sent.append((request.swap_data, request.compare_data, masks))
+    assert sent == [(3, 0, (0, M)), (4, 0, (M, M)), (4, 3, (M, M))]
 
 
 @pytest.mark.parametrize(

@@ -488,18 +488,19 @@ def apply_atomic(request: rdmap.AtomicRequest, target: memoryview) -> int:
     """Do an atomic operation on 8 octets of memory, in this host's byte order; their old value.
 
     RFC 7306 section 5.1: a mask bit of FetchAdd marks the highest bit of a field, out of which no
-    carry goes; those of Swap and CmpSwap choose the bits that are compared and replaced.
+    carry goes; those of CmpSwap choose the bits that are compared and replaced; Swap has none.
     """
     old = int.from_bytes(target, sys.byteorder)
-    mask = request.swap_mask
+    data, mask = request.swap_data, request.swap_mask
     if request.opcode is rdmap.AtomicOpcode.FETCH_ADD:
         top = mask | 1 << 63
-        new = (old & ~top) + (request.swap_data & ~top) ^ (old ^ request.swap_data) & top
-    else:
+        new = (old & ~top) + (data & ~top) ^ (old ^ data) & top
+    elif request.opcode is rdmap.AtomicOpcode.SWAP:
+        new = data
+    elif (old ^ request.compare_data) & request.compare_mask:
         new = old
-        compared = request.compare_mask if request.opcode is rdmap.AtomicOpcode.CMP_SWAP else 0
-        if old & compared == request.compare_data & compared:
-            new = old & ~mask | request.swap_data & mask
+    else:
+        new = old & ~mask | data & mask
     target[:] = new.to_bytes(ATOMIC_LEN, sys.byteorder)
     return old
 

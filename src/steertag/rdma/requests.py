@@ -235,16 +235,15 @@ def _atomic(wr: SendWR, length: int) -> rdmap.AtomicRequest:
         raise os_error(errno.EINVAL, "an atomic operation is on 8 octets, aligned")
     if wr.compare_add >> 64 or wr.swap >> 64:
         raise os_error(errno.EINVAL, "operands of an atomic operation have 64 bits")
-    opcode = _ATOMIC_OF[wr.opcode]
+    opcode, every = _ATOMIC_OF[wr.opcode], rdmap.ALL_BITS
+    compare = 0
     if opcode is rdmap.AtomicOpcode.FETCH_ADD:
-        return rdmap.AtomicRequest(opcode, 0, wr.rkey, wr.remote_addr, wr.compare_add)
-    every = rdmap.ALL_BITS
-    request = rdmap.AtomicRequest(opcode, 0, wr.rkey, wr.remote_addr, wr.swap, every)
-    if opcode is rdmap.AtomicOpcode.SWAP:
-        return request
-    return rdmap.AtomicRequest(
-        opcode, 0, wr.rkey, wr.remote_addr, wr.swap, every, wr.compare_add, every
-    )
+        data, mask = wr.compare_add, 0
+    else:
+        data, mask = wr.swap, every
+        compare = wr.compare_add if opcode is rdmap.AtomicOpcode.CMP_SWAP else 0
+    # What an operation doesn't use is sent as RFC 7306 section 5.2.1 has it.
+    return rdmap.AtomicRequest(opcode, 0, wr.rkey, wr.remote_addr, data, mask, compare, every)
 
 
 def _inline(sges: Sges, table: StagTable, pd: int) -> bytes:

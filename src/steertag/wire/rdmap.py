@@ -131,7 +131,7 @@ READ_REQUEST_LEN: Final = _READ_REQUEST.size
 
 
 class AtomicOpcode(IntEnum):
-    """RFC 7306 section 5.1."""
+    """RFC 7306 section 5.2.1. Swap is in its text; its number is that of the RFC's drafts."""
 
     FETCH_ADD = 0
     SWAP = 1
