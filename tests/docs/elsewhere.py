@@ -18,6 +18,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "uv run python bench/many.py": (
         "tests/bench/test_beside_peers.py::test_an_active_connection_among_a_thousand"
     ),
+    "uv run python -m steertag.compat.pyverbs examples/for_pyverbs/pingpong.py": (
+        "tests/unit/test_compat_pyverbs.py::test_a_program_for_pyverbs_runs_unchanged"
+    ),
     "uv run ruff check": ".ci/run: step lint uv run ruff check",
     "uv run ruff format --check": ".ci/run: step format uv run ruff format --check",
     "uv run mypy": ".ci/run: step types uv run mypy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import deque
 
 from steertag.errors import os_error
@@ -166,11 +167,16 @@ class CQ(Managed):
     def poll(self, num_entries: int = 1) -> tuple[int, list[WC]]:
         """Take up to `num_entries` completions: how many, and they. Never waits.
 
-        Where the program itself drives progress, an empty queue drives it one step.
+        Where the program itself drives progress, an empty queue drives it one step. Where a
+        thread does, an empty queue lets it run: who polls in a loop would hold the interpreter
+        for milliseconds.
         """
         entries = self.queue.entries
-        if not entries and not self.context.loop.threaded:
-            self.context.loop.run_once(0.0)
+        if not entries:
+            if self.context.loop.threaded:
+                time.sleep(0)
+            else:
+                self.context.loop.run_once(0.0)
         if not entries:
             return 0, []
         with self.context.loop.lock:
