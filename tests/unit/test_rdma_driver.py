@@ -57,6 +57,7 @@ class Ticker:
     """A handler without traffic, with a time of its own."""
 
     def __init__(self, loop: Loop, deadline: float | None) -> None:
+        self.loop = loop
         self.ends = socket.socketpair()
         self.deadline = deadline
         self.asked = 0
@@ -79,8 +80,8 @@ class Ticker:
         self.fired.append(now)
         self.deadline = None
 
-    def close(self, loop: Loop) -> None:
-        loop.remove(self)
+    def close(self) -> None:
+        self.loop.remove(self)
         for end in self.ends:
             end.close()
 
@@ -339,7 +340,7 @@ def test_each_handlers_timer_fires_once_when_its_time_has_come(loop: Loop) -> No
     assert [len(ticker.fired) for ticker in tickers] == [1, 1, 1, 1]
     assert loop.deadline is None
     for ticker in tickers:
-        ticker.close(loop)
+        ticker.close()
 
 
 def test_a_timer_may_be_put_off_brought_forward_or_given_up(loop: Loop) -> None:
@@ -359,12 +360,12 @@ def test_a_timer_may_be_put_off_brought_forward_or_given_up(loop: Loop) -> None:
     assert later.fired == [1020.0]
     assert never.fired == []
     for ticker in (later, sooner, never):
-        ticker.close(loop)
+        ticker.close()
 
 
 def test_a_handler_that_was_removed_is_not_told_the_time(loop: Loop) -> None:
     ticker = Ticker(loop, 1001.0)
-    ticker.close(loop)
+    ticker.close()
     forward(loop, 5)
     assert ticker.fired == []
     assert loop.deadline is None
@@ -392,4 +393,48 @@ def test_idle_handlers_without_a_deadline_are_not_looked_at(loop: Loop) -> None:
         loop.run_once(0)
     assert Idle.looks == before
     for ticker in [*idle, active]:
-        ticker.close(loop)
+        ticker.close()
+
+
+def test_a_bug_met_by_one_handler_ends_that_one_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(Ticker):
+        def pump(self) -> bool:
+            raise ZeroDivisionError("a bug")
+
+        def close(self) -> None:
+            super().close()
+            self.loop.notify()
+
+    class Counting(Ticker):
+        def pump(self) -> bool:
+            self.asked += len(self.ends[0].recv(10))
+            self.loop.notify()
+            return True
+
+    loop = Loop()
+    faulty, other = Faulty(loop, None), Counting(loop, None)
+    try:
+        loop.start()
+        faulty.ends[1].send(b"x")
+        assert loop.wait_for(lambda: not any(h is faulty for h in loop.handlers()), TIMEOUT)
+        other.ends[1].send(b"abc")
+        assert loop.wait_for(lambda: other.asked == 3, TIMEOUT)
+        assert "ends a connection" in caplog.text
+        assert "ZeroDivisionError" in caplog.text
+    finally:
+        other.close()
+        loop.close()
+
+
+def test_a_program_that_drives_the_loop_gets_the_exception_itself() -> None:
+    class Faulty(Ticker):
+        def pump(self) -> bool:
+            raise ZeroDivisionError("a bug")
+
+    loop = Loop()
+    faulty = Faulty(loop, None)
+    faulty.ends[1].send(b"x")
+    with pytest.raises(ZeroDivisionError):
+        loop.run_once(TIMEOUT)
+    faulty.close()
+    loop.close()

@@ -115,6 +115,9 @@ class Connector:
         self._succeed()
         return True
 
+    def close(self) -> None:
+        self.cancel()
+
     def handle_timer(self, now: float) -> None:
         self._targets.clear()
         self._error = os_error(errno.ETIMEDOUT, "the peer's host doesn't answer")

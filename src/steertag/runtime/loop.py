@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -25,6 +27,7 @@ _STALE: Final = 64
 _GLANCES: Final = 64
 """Turns that a busy connection gets before the others are looked at."""
 _THREAD_NAME: Final = "steertag-rnic"
+_LOG: Final = logging.getLogger("steertag.runtime")
 
 
 class Handler(Protocol):
@@ -60,6 +63,10 @@ class Handler(Protocol):
         ...
 
     def handle_timer(self, now: float) -> None: ...
+
+    def close(self) -> None:
+        """Let go of the descriptor, and of the loop."""
+        ...
 
 
 class Loop:
@@ -198,7 +205,7 @@ class Loop:
         return self._run_ready(timeout)
 
     def run_ready(self) -> bool:
-        """What `fileno()` was readable for: move it, without waiting. True if anything was moved."""
+        """Move what `fileno()` was readable for, without waiting. True if anything was moved."""
         return self._run_ready(0.0)
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
@@ -274,11 +281,25 @@ class Loop:
                     os.eventfd_read(self._wake)
                     continue
                 handler_of_fd = self._handlers.get(fd)
-                if handler_of_fd is not None and handler_of_fd.pump():
+                if handler_of_fd is not None and self._contained(handler_of_fd, handler_of_fd.pump):
                     moved = True
                     self._busy = handler_of_fd
         self._fire_timers()
         return moved
+
+    def _contained(self, handler: Handler, run: Callable[[], bool | None]) -> bool | None:
+        """Run a handler's call so that a bug met by one connection ends that one alone.
+
+        In the background thread; a program that drives the loop itself gets the exception.
+        """
+        if self._thread is None:
+            return run()
+        try:
+            return run()
+        except Exception:  # noqa: BLE001 - whatever it is, the others go on
+            _LOG.exception("a bug in steertag ends a connection; please report it")
+            handler.close()
+            return True
 
     def _find_sole(self) -> None:
         self._sole = next(iter(self._handlers.values())) if len(self._handlers) == 1 else None
@@ -306,6 +327,6 @@ class Loop:
                 expired.append(handler)
             for handler in expired:
                 fd = handler.fileno()
-                handler.handle_timer(now)
+                self._contained(handler, partial(handler.handle_timer, now))
                 if self._handlers.get(fd) is handler:
                     self.schedule(handler)
