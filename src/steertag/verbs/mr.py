@@ -16,8 +16,6 @@ from steertag.verbs.enums import (
 )
 from steertag.verbs.managed import Managed
 
-_OPTIONAL: Final = 0x3FF00000
-"""Rights that a device without them ignores (IBV_ACCESS_OPTIONAL_RANGE): relaxed ordering."""
 _REREG_KNOWN: Final = (
     IBV_REREG_MR_CHANGE_TRANSLATION | IBV_REREG_MR_CHANGE_PD | IBV_REREG_MR_CHANGE_ACCESS
 )
@@ -127,7 +125,7 @@ class MR(Managed):
                 raise os_error(errno.EINVAL, "a domain of the region's Context is missing")
         else:
             pd = self.pd
-        rights = access & ~_OPTIONAL if flags & IBV_REREG_MR_CHANGE_ACCESS else region.access
+        rights = access if flags & IBV_REREG_MR_CHANGE_ACCESS else region.access
         with self.context.loop.lock:
             self.context.rnic.reregister(region, pd.handle, buffer, rights, base)
             self.pd.flush()
