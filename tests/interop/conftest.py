@@ -18,6 +18,7 @@ def booted_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
 
 @pytest.fixture
 def guest(booted_guest: Guest) -> Guest:
-    """The guest, with siw's own parameters."""
+    """The guest, with siw's own parameters and without what an earlier test left behind."""
+    booted_guest.kill_all()
     booted_guest.set_siw()
     return booted_guest

@@ -28,6 +28,8 @@ import pyverbs.wr  # noqa: F401 - here so that scripts don't wait for it
 
 PORT = 7173
 TIMED_OUT = 124
+SCRIPT = "script"
+"""The name of a Python script's process, for killall."""
 
 
 def run_script(request: dict[str, Any], output: int) -> None:
@@ -41,6 +43,8 @@ def run_script(request: dict[str, Any], output: int) -> None:
     os.closerange(3, 256)
     if request["op"] == "shell":
         os.execv("/bin/sh", ["sh", "-c", request["text"]])
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(SCRIPT)
     exec(compile(request["text"], "<script>", "exec"), {"__name__": "__main__"})
 
 

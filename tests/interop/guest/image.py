@@ -21,7 +21,7 @@ _PROGRAMS: Final = (
     "rdma_client",
     "rdma_server",
     "rping",
-    "ss",
+    "tc",
     "tcpdump",
     "ucmatose",
 )
@@ -35,6 +35,7 @@ _MODULES: Final = (
     "ib_uverbs",
     "crc32c_generic",
     "crc32_generic",
+    "sch_netem",
     "virtio_pci",
     "virtio_net",
 )
