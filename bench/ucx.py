@@ -2,8 +2,9 @@
 
     uv run python bench/ucx.py [--rounds 5] [--json]
 
-Needs `ucx_perftest` (Debian: ucx-utils). Each figure of UCX is the best that it reports of a run,
-ours the median of the rounds of `stag bench`; the ratio is that of the medians over all turns.
+Needs `ucx_perftest` (Debian: ucx-utils). Each figure of UCX is the overall one that it reports of a
+run, ours the median of the rounds of `stag bench`; both count until the last octet has arrived. The
+ratio is that of the medians over all turns.
 
 * put and get: `ucp_put_bw`, `ucp_get` against RDMA Write and Read of 1 MiB, with CRC32C, which UCX
   does not have
@@ -33,7 +34,7 @@ MIB: Final = 1 << 20
 TOOL: Final = "ucx_perftest"
 _ENVIRONMENT: Final = {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo", "UCX_LOG_LEVEL": "error"}
 _RUN_TIMEOUT: Final = 120.0
-_ROW: Final = re.compile(r"^(?:\[thread 0\]|Final:)\s+([\d.\s]+)$", re.MULTILINE)
+_FINAL: Final = re.compile(r"^Final:\s+([\d.\s]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Figure:
         name, unit: for a person.
         test: options of `ucx_perftest`.
         ours: options of our own run.
-        of_ucx: the figure among the columns of a line that UCX prints: iterations, median,
+        of_ucx: the figure among the columns of the last line that UCX prints: iterations, median,
             average and overall latency, average and overall MB/s, average and overall messages/s.
         of_ours: the figure in the result of our run.
         goal: the ratio of ours to UCX's to be reached.
@@ -65,11 +66,11 @@ class Figure:
 
 
 def _bandwidth(columns: list[float]) -> float:
-    return max(columns[4:6]) * MIB / 1e9
+    return columns[5] * MIB / 1e9
 
 
 def _rate(columns: list[float]) -> float:
-    return max(columns[6:8])
+    return columns[7]
 
 
 def _ours_bandwidth(figures: dict[str, float]) -> float:
@@ -148,7 +149,7 @@ def _free_port() -> int:
 
 
 def ucx(figure: Figure) -> float:
-    """The best line of one run. Raises CalledProcessError, TimeoutExpired, ValueError."""
+    """The result of one run. Raises CalledProcessError, TimeoutExpired, ValueError."""
     port = _free_port()
     with _server(port):
         done = subprocess.run(
@@ -159,11 +160,11 @@ def ucx(figure: Figure) -> float:
             timeout=_RUN_TIMEOUT,
             check=True,
         )
-    rows = [[float(value) for value in row.split()] for row in _ROW.findall(done.stdout)]
-    values = [figure.of_ucx(row) for row in rows if len(row) >= 8]
-    if not values:
+    found = _FINAL.search(done.stdout)
+    columns = [float(value) for value in found.group(1).split()] if found is not None else []
+    if len(columns) < 8:
         raise ValueError(f"{TOOL} printed no figures:\n{done.stdout}{done.stderr}")
-    return min(values) if figure.lower_is_better else max(values)
+    return figure.of_ucx(columns)
 
 
 def ours(figure: Figure) -> float:

@@ -13,12 +13,8 @@ from typing import Final
 
 from steertag.errors import ProtocolError, StateError, os_error
 from steertag.rdma.constants import (
-    SEND_FENCE,
-    SEND_SIGNALED,
-    SEND_SOLICITED,
     WC_OF_WR,
     WC_RECV,
-    WR_RDMA_WRITE,
     WcStatus,
 )
 from steertag.rdma.counters import Counters
@@ -27,7 +23,7 @@ from steertag.rdma.inbound import Inbound
 from steertag.rdma.memory import LocalProtectionError, StagTable
 from steertag.rdma.qp_rx import Receiver
 from steertag.rdma.qp_state import QpEvent, QpState, step
-from steertag.rdma.qp_tx import SMALL, Transmitter
+from steertag.rdma.qp_tx import Transmitter
 from steertag.rdma.requests import PendingRead, Sges, wqe_of
 from steertag.rdma.srq import Rqe, SharedReceiveQueue
 from steertag.rdma.wr import SGE, RecvWR, SendWR
@@ -38,7 +34,6 @@ Buffer = bytes | bytearray | memoryview
 MAX_SGE: Final = 32
 _SCRATCH_OCTETS: Final = 65536
 """Room for what is still read, and thrown away, once the stream has ended for the queue pair."""
-_PLAIN: Final = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED
 _MODIFY: Final = {
     QpState.RESET: QpEvent.MODIFY_RESET,
     QpState.INIT: QpEvent.MODIFY_INIT,
@@ -149,19 +144,26 @@ class QueuePair:
             OSError: EINVAL for an opcode, a list of elements or a state that doesn't fit;
                 ENOMEM when the send queue is full; EOPNOTSUPP for what iWARP doesn't have.
         """
-        tx, sg = self.tx, wr.sg
-        flags |= wr.send_flags
-        if (
-            self.state is QpState.RTS
-            and wr.opcode == WR_RDMA_WRITE
-            and len(sg) == 1
-            and 0 <= sg[0].length <= SMALL
-            and not flags & ~_PLAIN
-            and wr.num_sge != 0
-            and wr.inline_data is None
-            and tx.write_now(wr.wr_id, flags, wr.rkey, wr.remote_addr, sg[0])
-        ):
-            return
+        if self.state is not QpState.RTS or self.tx.write_now(wr, flags, linked=False) is not None:
+            self._queue(wr, flags)
+
+    def post_list(self, wr: SendWR, flags: int = 0) -> None:
+        """Queue a request and those linked behind it. Raises as `post_send`; `bad_wr` of the error
+        is the first one that was not posted."""
+        left: SendWR | None = wr
+        while left is not None:
+            if self.state is QpState.RTS:
+                left = self.tx.write_now(left, flags, linked=True)
+                if left is None:
+                    return
+            try:
+                self._queue(left, flags)
+            except OSError as exc:
+                exc.bad_wr = left  # type: ignore[attr-defined]
+                raise
+            left = left.next_wr
+
+    def _queue(self, wr: SendWR, flags: int) -> None:
         if self.state is not QpState.RTS:
             if self.state is QpState.ERROR:
                 self._flush_now(wr)
@@ -169,9 +171,11 @@ class QueuePair:
             # In TERMINATE it waits for its turn to be flushed, behind what was posted before.
             if self.state not in (QpState.TERMINATE, QpState.SQD):
                 raise os_error(errno.EINVAL, f"post_send on a QP in state {self.state.name}")
+        tx, sg = self.tx, wr.sg
         if tx.depth() >= self.cap.max_send_wr:
             raise os_error(errno.ENOMEM, f"send queue of {self.cap.max_send_wr} is full")
         sges = _sges(sg if wr.num_sge is None else sg[: wr.num_sge], self.cap.max_send_sge)
+        flags |= wr.send_flags
         inline = self.cap.max_inline_data
         tx.sq.append(wqe_of(wr, flags, sges, self._table, self.pd, inline, tx.ord))
 

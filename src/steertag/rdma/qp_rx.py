@@ -34,7 +34,7 @@ from steertag.rdma.inbound import Inbound
 from steertag.rdma.memory import LocalProtectionError, StagTable
 from steertag.rdma.qp_tx import Transmitter
 from steertag.wire import ddp, mpa, rdmap
-from steertag.wire.crc32c import CRC_FIELD, crc32c
+from steertag.wire.crc32c import CRC_FIELD, RESIDUE, crc32c
 
 BUFFER_OCTETS: Final = 256 * 1024
 """Octets read ahead at most; a connection that is idle, or moves large segments, needs fewer."""
@@ -232,8 +232,7 @@ class Receiver:
                         break
                     self._need, self._lookahead = size - available, _PREFIX_LEN
                     break
-                crc_at = start + size - 4
-                if crc and crc32c(mv[start:crc_at]) != CRC_FIELD.unpack_from(buf, crc_at)[0]:
+                if crc and crc32c(mv[start : start + size]) != RESIDUE:
                     self._crc_error()
                 length = ulpdu - ddp.TAGGED_LEN
                 if op == _OP_WRITE and ctl & _CTL_MASK == _CTL_TAGGED and length >= 0:

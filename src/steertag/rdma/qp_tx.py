@@ -47,7 +47,7 @@ from steertag.wire.crc32c import CRC_FIELD, crc32c
 from steertag.wire.mpa import MAX_ULPDU
 
 if TYPE_CHECKING:
-    from steertag.rdma.wr import SGE
+    from steertag.rdma.wr import SendWR
 
 Buffer = bytes | bytearray | memoryview
 GATHER_OCTETS: Final = 1 << 20
@@ -89,6 +89,7 @@ _PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
 _NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
 _MSN_MASK: Final = 0xFFFFFFFF
 _TAGGED_LEN: Final = ddp.TAGGED_LEN
+_PLAIN: Final = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED
 _SUCCESS: Final = WcStatus.SUCCESS
 _LAST_SAFE_TO: Final = (1 << 64) - SMALL
 
@@ -181,14 +182,15 @@ class Transmitter:
     def _current(self) -> Wqe | None:
         return None if self._message is None else self._message.wqe
 
-    def write_now(self, wr_id: int, flags: int, rkey: int, remote_addr: int, sge: SGE) -> bool:
-        """Frame a small RDMA Write as it is posted: what message rate and latency depend on.
+    def write_now(self, wr: SendWR, more_flags: int, *, linked: bool) -> SendWR | None:
+        """Frame small RDMA Writes as they are posted: what message rate and latency depend on.
 
-        False where it has to wait its turn in the send queue, or isn't plain: other work is
-        before it, the queue is full, or it names memory that it may not read or that can't be.
+        Takes `wr` and, if `linked`, those behind it, as long as they are plain: one element, and
+        memory that they may read. Gives the first one that has to go the long way, None where all
+        are framed. None is framed while other work is before it, or the queue is full.
         """
-        length = sge.length
-        region = self._table.regions.get(sge.lkey)
+        unfinished, emitted = self._unfinished, self._emitted
+        room = self.depth_limit - len(unfinished)
         if (
             self.sq
             or self.responses
@@ -196,32 +198,54 @@ class Transmitter:
             or self.paused
             or self._message is not None
             or self._terminate is not None
-            or self._emitted - self._sent > GATHER_OCTETS
-            or remote_addr > _LAST_SAFE_TO
-            or region is None
-            or region.pd != self._pd
-            or (offset := sge.addr - region.base) < 0
-            or offset + length > region.length
-            or (flags & SEND_FENCE and self.reads)
-            or len(self._unfinished) >= self.depth_limit
+            or emitted - self._sent > GATHER_OCTETS
         ):
-            return False
-        ulpdu = length + _TAGGED_LEN
-        try:
-            header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, remote_addr)
-        except struct.error:
-            return False
-        # One buffer and one call of the digest: a copy of so little costs less.
-        framed = header + region.view[offset : offset + length]
-        pad = -(ulpdu + 2) & 3
-        if pad:
-            framed += _PADS[pad]
-        framed += CRC_FIELD.pack(crc32c(framed)) if self.crc else _NO_CRC[0]
-        self._small.append(framed)
-        self._small_octets += length
-        self._emitted = end = self._emitted + ulpdu + pad + 6
-        self._unfinished.append((end, wr_id, WR_RDMA_WRITE, flags, length, None, _SUCCESS))
-        return True
+            return wr
+        regions, pd, crc, small = self._table.regions, self._pd, self.crc, self._small
+        left: SendWR | None = wr
+        lkey, region = -1, None
+        while left is not None and room > 0:
+            sg, flags = left.sg, left.send_flags | more_flags
+            if left.opcode != WR_RDMA_WRITE or len(sg) != 1 or left.num_sge == 0:
+                break
+            sge = sg[0]
+            length = sge.length
+            if sge.lkey != lkey:
+                lkey = sge.lkey
+                region = regions.get(lkey)
+            if (
+                region is None
+                or not 0 <= length <= SMALL
+                or flags & ~_PLAIN
+                or (flags & SEND_FENCE and self.reads)
+                or left.inline_data is not None
+                or left.remote_addr > _LAST_SAFE_TO
+                or region.pd != pd
+                or (offset := sge.addr - region.base) < 0
+                or offset + length > region.length
+            ):
+                break
+            ulpdu = length + _TAGGED_LEN
+            to, rkey = left.remote_addr, left.rkey
+            try:
+                header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, to)
+            except struct.error:
+                break
+            # One buffer and one call of the digest: a copy of so little costs less.
+            framed = header + region.view[offset : offset + length]
+            pad = -(ulpdu + 2) & 3
+            if pad:
+                framed += _PADS[pad]
+            small.append(framed + CRC_FIELD.pack(crc32c(framed)) if crc else framed + _NO_CRC[0])
+            emitted += ulpdu + pad + 6
+            self._small_octets += length
+            unfinished.append((emitted, left.wr_id, WR_RDMA_WRITE, flags, length, None, _SUCCESS))
+            left = left.next_wr
+            if not linked:
+                break
+            room -= 1
+        self._emitted = emitted
+        return left if linked or left is wr else None
 
     def _join_small(self) -> None:
         """Make one part of the small Writes that were framed since the last call."""

@@ -152,25 +152,25 @@ class QP(Managed):
             OSError: EINVAL, ENOMEM, EOPNOTSUPP: see `QueuePair.post_send`; EINVAL too in RTR.
                 `bad_wr` of the error is the first request that was not posted.
         """
-        post, flags = self.core.post_send, SEND_SIGNALED if self._signal_all else 0
-        one: CoreSendWR | None = None
+        post, flags = self.core.post_list, SEND_SIGNALED if self._signal_all else 0
         with self._lock:
             self._check_may_send()
             try:
                 if isinstance(wr, CoreSendWR):
-                    one = wr
-                    while one is not None:
-                        post(one, flags)
-                        one = one.next_wr
+                    post(wr, flags)
                 else:
                     for one in each_of(wr):
-                        post(one, flags)
-            except OSError as exc:
-                exc.bad_wr = one  # type: ignore[attr-defined]
-                raise
+                        self._post_one(one, flags)
             finally:
                 if self._driver is not None:
                     self._driver.flush()
+
+    def _post_one(self, wr: CoreSendWR, flags: int) -> None:
+        try:
+            self.core.post_send(wr, flags)
+        except OSError as exc:
+            exc.bad_wr = wr  # type: ignore[attr-defined]
+            raise
 
     def post_recv(self, wr: RecvWR | Iterable[RecvWR], bad_wr: object = None) -> None:
         """Post a receive and those linked behind it. Raises as `post_send`."""

@@ -9,6 +9,8 @@ from typing import Final
 
 from fastcrc.crc32 import iscsi as crc32c
 
-__all__ = ["CRC_FIELD", "crc32c"]
+__all__ = ["CRC_FIELD", "RESIDUE", "crc32c"]
 
 CRC_FIELD: Final = struct.Struct("<I")
+RESIDUE: Final = 0x48674BC7
+"""The CRC32C of any octets and their own CRC field behind them."""
