@@ -34,6 +34,8 @@ Buffer = bytes | bytearray | memoryview
 MAX_SGE: Final = 32
 _SCRATCH_OCTETS: Final = 65536
 """Room for what is still read, and thrown away, once the stream has ended for the queue pair."""
+# Looked up once: with every message it would be noticed.
+_RTS, _TERMINATE, _ERROR = QpState.RTS, QpState.TERMINATE, QpState.ERROR
 _MODIFY: Final = {
     QpState.RESET: QpEvent.MODIFY_RESET,
     QpState.INIT: QpEvent.MODIFY_INIT,
@@ -144,7 +146,7 @@ class QueuePair:
             OSError: EINVAL for an opcode, a list of elements or a state that doesn't fit;
                 ENOMEM when the send queue is full; EOPNOTSUPP for what iWARP doesn't have.
         """
-        if self.state is not QpState.RTS or self.tx.write_now(wr, flags, linked=False) is not None:
+        if self.state is not _RTS or self.tx.write_now(wr, flags, linked=False) is not None:
             self._queue(wr, flags)
 
     def post_list(self, wr: SendWR, flags: int = 0) -> None:
@@ -152,7 +154,7 @@ class QueuePair:
         is the first one that was not posted."""
         left: SendWR | None = wr
         while left is not None:
-            if self.state is QpState.RTS:
+            if self.state is _RTS:
                 left = self.tx.write_now(left, flags, linked=True)
                 if left is None:
                     return
@@ -257,7 +259,7 @@ class QueuePair:
 
     @property
     def wants_to_send(self) -> bool:
-        return self.state is not QpState.ERROR and self.tx.pending()
+        return self.state is not _ERROR and self.tx.pending()
 
     @property
     def closing(self) -> bool:
@@ -272,19 +274,19 @@ class QueuePair:
     def sent(self, octets: int) -> bool:
         """The stream took `octets` of `data_to_send()`. True where there is more to send."""
         more = self.tx.sent(octets)
-        if self.state is not QpState.RTS:
+        if self.state is not _RTS:
             self._drained()
             self._tell_drained()
         return more
 
     def received(self, octets: int) -> None:
         """The stream wrote `octets` into `buffers()`. Never raises for what the peer sent."""
-        if self.state is QpState.TERMINATE or self.state is QpState.ERROR:
+        state = self.state
+        if state is _TERMINATE or state is _ERROR:
             self.counters.rx_bytes += octets
             return
-        rx = self.rx
         try:
-            rx.received(octets)
+            self.rx.received(octets)
         except ProtocolError as exc:
             self._protocol_error(exc)
             return
@@ -292,7 +294,7 @@ class QueuePair:
             self._terminated(self.inbound.terminate)
         elif self.tx.held and self.counters.rx_fpdus:
             self.tx.held = False
-        if self.state is not QpState.RTS:
+        if self.state is not _RTS:
             self._drained()
             self._tell_drained()
 

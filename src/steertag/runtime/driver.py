@@ -15,6 +15,7 @@ from steertag.rdma.qp_state import QpState
 from steertag.runtime.loop import HANGUP, READ, WRITE, Loop
 from steertag.runtime.stream import Buffer, Stream
 
+_RTS: Final = QpState.RTS
 MSG_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _ENDED: Final = -1
 _TIMEVAL: Final = struct.Struct("@ll")
@@ -166,13 +167,13 @@ class StreamDriver:
 
     def _receives_only(self, qp: QueuePair) -> bool:
         """The connection is up and has nothing to send for now."""
-        return qp.state is QpState.RTS and not self._blocked and not qp.tx.pending()
+        return qp.state is _RTS and not self._blocked and not qp.tx.pending()
 
     def _behind_read(self, qp: QueuePair, octets: int) -> None:
         """Go on after one read of so many octets."""
         if octets > 0 and not self._drained:
             self.pump()
-        elif qp.wants_to_send or qp.state is not QpState.RTS:
+        elif qp.wants_to_send or qp.state is not _RTS:
             self._send()
             self.settle()
 
@@ -333,7 +334,7 @@ class StreamDriver:
         Also for whoever told the engine to close.
         """
         qp = self._qp
-        if qp is not None and qp.state is QpState.RTS:
+        if qp is not None and qp.state is _RTS:
             events = READ | WRITE if self._blocked else READ
             if events == self._events:
                 return
