@@ -19,7 +19,7 @@ from typing import Final
 
 from steertag.rdma.mpa_state import TRANSITIONS as MPA_TRANSITIONS
 from steertag.rdma.qp_state import TRANSITIONS as QP_TRANSITIONS
-from steertag.verbs.cm_state import TRANSITIONS as CM_TRANSITIONS
+from steertag.verbs.cm.state import TRANSITIONS as CM_TRANSITIONS
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "explanation" / "states.md"
 Table = Mapping[tuple[IntEnum, IntEnum], IntEnum]

@@ -13,7 +13,7 @@ from steertag.rdma.qp_tx import GATHER_OCTETS, MAX_PARTS
 from steertag.rdma.rnic import RnicLimits
 from steertag.runtime.driver import CLOSE_OCTETS, CLOSE_TIMEOUT, LINGER
 from steertag.transfer.server import ServerConfig
-from steertag.verbs.cm_listener import DEFAULT_BACKLOG
+from steertag.verbs.cm.listener import DEFAULT_BACKLOG
 from tests.support import PROJECT
 
 PAGE = (PROJECT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from steertag.verbs import (
     QPCap,
     QPInitAttr,
 )
-from steertag.verbs.cm_state import TRANSITIONS, CmCall, CmState, step
+from steertag.verbs.cm.state import TRANSITIONS, CmCall, CmState, step
 from steertag.verbs.enums import (
     IBV_QP_TIMEOUT,
     RAI_FAMILY,

@@ -27,7 +27,7 @@ from steertag.verbs import (
     Context,
     QPInitAttr,
 )
-from steertag.verbs.cm_state import CmState
+from steertag.verbs.cm.state import CmState
 from steertag.verbs.device import Progress
 from steertag.verbs.enums import IBV_QPS_ERR, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS
 from steertag.wire import mpa
@@ -693,7 +693,7 @@ def test_a_channel_serves_cmids_of_several_contexts() -> None:
 
 def test_events_have_rdma_cms_names_and_numbers() -> None:
     from steertag.verbs import enums
-    from steertag.verbs.cm_event import event_str
+    from steertag.verbs.cm.event import event_str
 
     known = {name: value for name, value in vars(enums).items() if name.startswith("RDMA_CM_EVENT")}
     assert {kind.name: kind.value for kind in CMEventType}.items() >= known.items()

@@ -23,8 +23,8 @@ from steertag.rdma.srq import SharedReceiveQueue
 from steertag.runtime.driver import StreamDriver
 from steertag.runtime.listener import Listener
 from steertag.runtime.loop import Handler
-from steertag.verbs.cm_state import CmState
-from steertag.verbs.cmid import CMID
+from steertag.verbs.cm.cmid import CMID
+from steertag.verbs.cm.state import CmState
 from steertag.verbs.cq import CQ
 from steertag.verbs.device import PD, Context
 

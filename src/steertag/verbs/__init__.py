@@ -7,12 +7,12 @@ was made from it.
 from steertag.rdma.constants import WcStatus
 from steertag.rdma.counters import Counters
 from steertag.verbs.addr import AH, GID, AHAttr, GlobalRoute
-from steertag.verbs.addrinfo import AddrInfo
 from steertag.verbs.attr import DeviceAttr, DeviceAttrEx, GIDEntry, PortAttr
-from steertag.verbs.cm_error import ConnectError
-from steertag.verbs.cm_event import CMEvent, CMEventChannel, CMEventType
-from steertag.verbs.cmid import CMID
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.addrinfo import AddrInfo
+from steertag.verbs.cm.cmid import CMID
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.error import ConnectError
+from steertag.verbs.cm.event import CMEvent, CMEventChannel, CMEventType
 from steertag.verbs.cq import CQ, WC, CompChannel
 from steertag.verbs.cqex import CQEX, CqInitAttrEx, PollCqAttr
 from steertag.verbs.device import PD, Context, Device, get_device_list

@@ -25,13 +25,13 @@ from steertag.rdma.rnic import RnicLimits
 from steertag.rdma.wr import RecvWR, SendWR
 from steertag.runtime.driver import Tap
 from steertag.runtime.stream import Stream
-from steertag.verbs import cm_verbs
-from steertag.verbs import cmid as sync
 from steertag.verbs import cq as sync_cq
 from steertag.verbs import device as sync_device
-from steertag.verbs.addrinfo import AddrInfo
-from steertag.verbs.cm_event import CMEvent, CMEventChannel, CMEventType
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm import cmid as sync
+from steertag.verbs.cm import verbs as cm_verbs
+from steertag.verbs.cm.addrinfo import AddrInfo
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.event import CMEvent, CMEventChannel, CMEventType
 from steertag.verbs.device import DEVICE_NAME, PD, Progress
 from steertag.verbs.mr import MR
 from steertag.verbs.qp import QP, QPInitAttr

@@ -19,12 +19,12 @@ from steertag.errors import os_error
 from steertag.rdma.connection import Connection
 from steertag.runtime.driver import StreamDriver
 from steertag.runtime.loop import Loop
-from steertag.verbs.cm_state import CmState
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.state import CmState
 from steertag.verbs.device import PD, Context, Managed
 
 if TYPE_CHECKING:
-    from steertag.verbs.cmid import CMID
+    from steertag.verbs.cm.cmid import CMID
 
 _SECONDS_MAX = 3600.0
 

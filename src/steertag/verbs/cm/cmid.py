@@ -14,13 +14,13 @@ from steertag.rdma.mpa_state import MpaState
 from steertag.runtime.driver import StreamDriver
 from steertag.runtime.listener import Listener, respond
 from steertag.runtime.stream import Stream
-from steertag.verbs.addrinfo import AddrInfo
-from steertag.verbs.cm_connect import ConnectingId
-from steertag.verbs.cm_error import ConnectError
-from steertag.verbs.cm_event import CMEvent, CMEventChannel, Report
-from steertag.verbs.cm_listener import DEFAULT_BACKLOG, RequestQueue, bind, wildcard
-from steertag.verbs.cm_state import CmCall, step
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.addrinfo import AddrInfo
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.connect import ConnectingId
+from steertag.verbs.cm.error import ConnectError
+from steertag.verbs.cm.event import CMEvent, CMEventChannel, Report
+from steertag.verbs.cm.listener import DEFAULT_BACKLOG, RequestQueue, bind, wildcard
+from steertag.verbs.cm.state import CmCall, step
 from steertag.verbs.device import DEVICE_NAME, PD, Context
 from steertag.verbs.enums import RAI_PASSIVE, RDMA_PS_TCP
 from steertag.verbs.qp import QPInitAttr

@@ -12,12 +12,12 @@ from steertag.rdma.mpa_state import MpaState
 from steertag.runtime.connector import ConnectingSocket, Connector, Target
 from steertag.runtime.driver import StreamDriver, Tap
 from steertag.runtime.stream import Stream
-from steertag.verbs.cm_address import AddressedId, names_of
-from steertag.verbs.cm_error import ConnectError, event_of
-from steertag.verbs.cm_event import CMEventType
-from steertag.verbs.cm_listener import peer_param
-from steertag.verbs.cm_state import CmCall, CmState, step
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.address import AddressedId, names_of
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.error import ConnectError, event_of
+from steertag.verbs.cm.event import CMEventType
+from steertag.verbs.cm.listener import peer_param
+from steertag.verbs.cm.state import CmCall, CmState, step
 from steertag.verbs.device import PD
 from steertag.verbs.qp import QP, QPInitAttr
 

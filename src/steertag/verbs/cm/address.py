@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, cast
 from steertag.errors import os_error
 from steertag.rdma.constants import ACCESS_REMOTE
 from steertag.runtime.stream import Stream
-from steertag.verbs.addrinfo import AddrInfo, SockAddr
-from steertag.verbs.cm_event import CMEventChannel, CMEventType, Report
-from steertag.verbs.cm_listener import bind
-from steertag.verbs.cm_options import CmOptions
-from steertag.verbs.cm_state import CmCall, CmState, step
-from steertag.verbs.cm_verbs import EndpointVerbs
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.addrinfo import AddrInfo, SockAddr
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.event import CMEventChannel, CMEventType, Report
+from steertag.verbs.cm.listener import bind
+from steertag.verbs.cm.options import CmOptions
+from steertag.verbs.cm.state import CmCall, CmState, step
+from steertag.verbs.cm.verbs import EndpointVerbs
 from steertag.verbs.device import PD, Context
 from steertag.verbs.enums import (
     IBV_QP_ACCESS_FLAGS,
@@ -32,7 +32,7 @@ from steertag.verbs.qp import QPAttr, QPInitAttr
 
 if TYPE_CHECKING:
     from steertag.socket import socket as Socket  # noqa: N812
-    from steertag.verbs.cmid import CMID
+    from steertag.verbs.cm.cmid import CMID
 
 _E: Final = CMEventType
 

@@ -11,14 +11,14 @@ from steertag.errors import os_error
 from steertag.rdma.connection import Connection
 from steertag.runtime.driver import StreamDriver
 from steertag.runtime.listener import Listener
-from steertag.verbs.cm_event import CMEventType, Report
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.conn_param import ConnParam
+from steertag.verbs.cm.event import CMEventType, Report
 
 if TYPE_CHECKING:
     from steertag.socket import socket as Socket  # noqa: N812
-    from steertag.verbs.addrinfo import AddrInfo
-    from steertag.verbs.cm_options import CmOptions
-    from steertag.verbs.cmid import CMID
+    from steertag.verbs.cm.addrinfo import AddrInfo
+    from steertag.verbs.cm.cmid import CMID
+    from steertag.verbs.cm.options import CmOptions
     from steertag.verbs.device import Context
 
 DEFAULT_BACKLOG: Final = 128

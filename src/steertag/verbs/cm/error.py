@@ -6,7 +6,7 @@ import errno
 from typing import Final
 
 from steertag.rdma.connection import Connection
-from steertag.verbs.cm_event import CMEventType
+from steertag.verbs.cm.event import CMEventType
 
 _ERRNO_OF: Final = {
     "rejected": errno.ECONNREFUSED,

@@ -17,7 +17,7 @@ from steertag.rdma.constants import (
 from steertag.rdma.cq import WC
 from steertag.rdma.wr import SGE, RecvWR, SendWR
 from steertag.runtime.driver import StreamDriver
-from steertag.verbs.conn_param import ConnParam
+from steertag.verbs.cm.conn_param import ConnParam
 from steertag.verbs.cq import CQ
 from steertag.verbs.device import PD, Context, Managed
 from steertag.verbs.mr import MR

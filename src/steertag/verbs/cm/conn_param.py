@@ -34,7 +34,7 @@ class ConnParam:
         peer_to_peer: the connecting side's RNIC sends a first message of its own, so that the
             accepting side's program can be the first to send (RFC 6581 section 9.2).
         rtr: the kinds of first message that this side knows, the preferred one first: "write",
-            "read", "send"; None: these three. The connecting side offers, the accepting one chooses.
+            "read", "send"; None: these three. The connecting side offers, the accepting chooses.
         revision_fallback: connect again in MPA revision 1, with a warning, where the peer turns out
             not to know revision 2.
     """
