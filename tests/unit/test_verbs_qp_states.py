@@ -260,6 +260,9 @@ def test_a_tap_sees_what_such_queue_pairs_say() -> None:
         def received(self, data: bytes) -> None:
             """Of no interest here."""
 
+        def close(self) -> None:
+            seen.append(b"the end")
+
     with players(joined=False) as (here, there):
         here.context.tap_for = lambda _: Tap()
         here.qp.to_rts(here.towards(there.qp))
@@ -267,6 +270,7 @@ def test_a_tap_sees_what_such_queue_pairs_say() -> None:
         here.memory[:6] = b"tapped"
         here.do(here.request(e.IBV_WR_RDMA_WRITE, 6, there))
     assert b"tapped" in b"".join(seen)
+    assert seen[-1] == b"the end"
 
 
 def test_an_address_of_another_device_is_unreachable() -> None:
