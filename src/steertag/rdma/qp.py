@@ -105,7 +105,7 @@ class QueuePair:
         self.tx = Transmitter(who, self.pd, table, self._send_cq.push, self._local_fault, counters)
         self.tx.depth_limit = self.cap.max_send_wr
         self.inbound = Inbound(who, self.pd, table, self._recv_cq.push, self.tx, counters, self.srq)
-        self.rx = Receiver(who, self.pd, table, self.inbound, self.tx, counters)
+        self.rx = Receiver(self.pd, table, self.inbound, self.tx, counters)
         self.buffers: Callable[[], list[memoryview]] = self.rx.buffers
         """Where the stream's next octets go."""
         self.data_to_send: Callable[[], list[Buffer]] = self.tx.data_to_send

@@ -59,8 +59,7 @@ _Foreseen = tuple[memoryview, int, bytes]
 
 class Receiver:
     """Args:
-    qp_num: number of the queue pair.
-    pd: its protection domain.
+    pd: protection domain of the queue pair.
     table: the RNIC's regions.
     inbound: what the segments mean, and where they may go.
     transmitter: holds the Reads that wait for a response.
@@ -69,14 +68,12 @@ class Receiver:
 
     def __init__(
         self,
-        qp_num: int,
         pd: int,
         table: StagTable,
         inbound: Inbound,
         transmitter: Transmitter,
         counters: Counters,
     ) -> None:
-        self._qp_num = qp_num
         self._pd = pd
         self._table = table
         self._inbound = inbound
