@@ -24,7 +24,10 @@ from steertag.verbs.managed import Managed
 from steertag.verbs.mw import MW, MWBind, SendWR
 from steertag.verbs.posting import each_of, post_list
 from steertag.verbs.qp_attr import (
+    INIT_MASK,
     MEMBERS,
+    RTR_MASK,
+    RTS_MASK,
     QPAttr,
     QPCap,
     QPInitAttr,
@@ -273,41 +276,21 @@ class QP(Managed):
     def to_init(self, qp_attr: QPAttr) -> None:
         """`modify` to INIT with port, P_Key index and access flags of `qp_attr`."""
         qp_attr.qp_state = e.IBV_QPS_INIT
-        self.modify(
-            qp_attr,
-            e.IBV_QP_STATE | e.IBV_QP_PKEY_INDEX | e.IBV_QP_PORT | e.IBV_QP_ACCESS_FLAGS,
-        )
+        self.modify(qp_attr, e.IBV_QP_STATE | INIT_MASK)
 
     def to_rtr(self, qp_attr: QPAttr) -> None:
         """`modify` to RTR, by way of INIT where it isn't there."""
         if self.qp_state != e.IBV_QPS_INIT:
             self.to_init(qp_attr)
         qp_attr.qp_state = e.IBV_QPS_RTR
-        self.modify(
-            qp_attr,
-            e.IBV_QP_STATE
-            | e.IBV_QP_AV
-            | e.IBV_QP_PATH_MTU
-            | e.IBV_QP_DEST_QPN
-            | e.IBV_QP_RQ_PSN
-            | e.IBV_QP_MAX_DEST_RD_ATOMIC
-            | e.IBV_QP_MIN_RNR_TIMER,
-        )
+        self.modify(qp_attr, e.IBV_QP_STATE | RTR_MASK)
 
     def to_rts(self, qp_attr: QPAttr) -> None:
         """`modify` to RTS, by way of RTR where it isn't there."""
         if self.qp_state != e.IBV_QPS_RTR:
             self.to_rtr(qp_attr)
         qp_attr.qp_state = e.IBV_QPS_RTS
-        self.modify(
-            qp_attr,
-            e.IBV_QP_STATE
-            | e.IBV_QP_TIMEOUT
-            | e.IBV_QP_RETRY_CNT
-            | e.IBV_QP_RNR_RETRY
-            | e.IBV_QP_SQ_PSN
-            | e.IBV_QP_MAX_QP_RD_ATOMIC,
-        )
+        self.modify(qp_attr, e.IBV_QP_STATE | RTS_MASK)
 
     def _check_peer(self, attr: QPAttr) -> None:
         route = attr.ah_attr.gr

@@ -182,8 +182,9 @@ MEMBERS: Final = {
 
 _R, _I, _RTR, _RTS = e.IBV_QPS_RESET, e.IBV_QPS_INIT, e.IBV_QPS_RTR, e.IBV_QPS_RTS
 _SQD, _SQE, _ERR = e.IBV_QPS_SQD, e.IBV_QPS_SQE, e.IBV_QPS_ERR
-_INIT_MASK: Final = e.IBV_QP_PKEY_INDEX | e.IBV_QP_PORT | e.IBV_QP_ACCESS_FLAGS
-_RTR_MASK: Final = (
+# What must come along to INIT, from there to RTR, and from there to RTS.
+INIT_MASK: Final = e.IBV_QP_PKEY_INDEX | e.IBV_QP_PORT | e.IBV_QP_ACCESS_FLAGS
+RTR_MASK: Final = (
     e.IBV_QP_AV
     | e.IBV_QP_PATH_MTU
     | e.IBV_QP_DEST_QPN
@@ -191,7 +192,7 @@ _RTR_MASK: Final = (
     | e.IBV_QP_MAX_DEST_RD_ATOMIC
     | e.IBV_QP_MIN_RNR_TIMER
 )
-_RTS_MASK: Final = (
+RTS_MASK: Final = (
     e.IBV_QP_TIMEOUT
     | e.IBV_QP_RETRY_CNT
     | e.IBV_QP_RNR_RETRY
@@ -219,10 +220,10 @@ _PAUSED: Final = (
 _STATES: Final = (_R, _I, _RTR, _RTS, _SQD, _SQE, _ERR)
 
 TRANSITIONS: Final[dict[tuple[int, int], tuple[int, int]]] = {
-    (_R, _I): (_INIT_MASK, 0),
-    (_I, _I): (0, _INIT_MASK),
-    (_I, _RTR): (_RTR_MASK, e.IBV_QP_ALT_PATH | e.IBV_QP_ACCESS_FLAGS | e.IBV_QP_PKEY_INDEX),
-    (_RTR, _RTS): (_RTS_MASK, _RUNNING),
+    (_R, _I): (INIT_MASK, 0),
+    (_I, _I): (0, INIT_MASK),
+    (_I, _RTR): (RTR_MASK, e.IBV_QP_ALT_PATH | e.IBV_QP_ACCESS_FLAGS | e.IBV_QP_PKEY_INDEX),
+    (_RTR, _RTS): (RTS_MASK, _RUNNING),
     (_RTS, _RTS): (0, _RUNNING),
     (_RTS, _SQD): (0, e.IBV_QP_EN_SQD_ASYNC_NOTIFY),
     (_SQD, _RTS): (0, _RUNNING),

@@ -21,7 +21,8 @@ from steertag.compat.pyverbs.qp_attr import (
     QPRateLimitAttr,
 )
 from steertag.compat.pyverbs.utils import qp_state_to_str, qp_type_to_str
-from steertag.compat.pyverbs.wr import SGE, RecvWR, SendWR
+from steertag.compat.pyverbs.wr import SGE, RecvWR, SendWR, post_each
+from steertag.verbs.qp_attr import INIT_MASK, RTR_MASK, RTS_MASK
 
 __all__ = [
     "ECE",
@@ -94,35 +95,19 @@ class QP(PyverbsCM):
 
     def to_init(self, qp_attr: QPAttr) -> None:
         qp_attr.qp_state = _STATE.IBV_QPS_INIT
-        mask = _MASK.IBV_QP_PKEY_INDEX | _MASK.IBV_QP_PORT | _MASK.IBV_QP_ACCESS_FLAGS
-        self._modify(qp_attr, mask | _MASK.IBV_QP_STATE, "Failed to modify QP state to init")
+        self._modify(qp_attr, _MASK.IBV_QP_STATE | INIT_MASK, "Failed to modify QP state to init")
 
     def to_rtr(self, qp_attr: QPAttr) -> None:
         if self.qp_state != _STATE.IBV_QPS_INIT:
             self.to_init(qp_attr)
         qp_attr.qp_state = _STATE.IBV_QPS_RTR
-        mask = (
-            _MASK.IBV_QP_AV
-            | _MASK.IBV_QP_PATH_MTU
-            | _MASK.IBV_QP_DEST_QPN
-            | _MASK.IBV_QP_RQ_PSN
-            | _MASK.IBV_QP_MAX_DEST_RD_ATOMIC
-            | _MASK.IBV_QP_MIN_RNR_TIMER
-        )
-        self._modify(qp_attr, mask | _MASK.IBV_QP_STATE, "Failed to modify QP state to RTR")
+        self._modify(qp_attr, _MASK.IBV_QP_STATE | RTR_MASK, "Failed to modify QP state to RTR")
 
     def to_rts(self, qp_attr: QPAttr) -> None:
         if self.qp_state != _STATE.IBV_QPS_RTR:
             self.to_rtr(qp_attr)
         qp_attr.qp_state = _STATE.IBV_QPS_RTS
-        mask = (
-            _MASK.IBV_QP_TIMEOUT
-            | _MASK.IBV_QP_RETRY_CNT
-            | _MASK.IBV_QP_RNR_RETRY
-            | _MASK.IBV_QP_SQ_PSN
-            | _MASK.IBV_QP_MAX_QP_RD_ATOMIC
-        )
-        self._modify(qp_attr, mask | _MASK.IBV_QP_STATE, "Failed to modify QP state to RTS")
+        self._modify(qp_attr, _MASK.IBV_QP_STATE | RTS_MASK, "Failed to modify QP state to RTS")
 
     def query(self, attr_mask: int) -> tuple[QPAttr, QPInitAttr]:
         core, init = self.core.query(int(attr_mask))
@@ -132,16 +117,7 @@ class QP(PyverbsCM):
     # -- posting -------------------------------------------------------------------------------
 
     def post_recv(self, wr: RecvWR, bad_wr: RecvWR | None = None) -> None:
-        one: RecvWR | None = wr
-        while one is not None:
-            try:
-                with failing("Failed to post recv"):
-                    self.core.post_recv(one.to_core())
-            except PyverbsRDMAError:
-                if bad_wr is not None:
-                    vars(bad_wr).update(vars(one))
-                raise
-            one = one.next_wr
+        post_each(self.core.post_recv, wr, bad_wr, "Failed to post recv")
 
     def post_send(self, wr: SendWR, bad_wr: SendWR | None = None) -> None:
         requests: list[SendWR] = []

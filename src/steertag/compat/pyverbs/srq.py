@@ -8,7 +8,7 @@ from steertag.compat.pyverbs.base import PyverbsCM, PyverbsObject
 from steertag.compat.pyverbs.device import Context
 from steertag.compat.pyverbs.pd import PD
 from steertag.compat.pyverbs.pyverbs_error import PyverbsRDMAError, failing, unsupported
-from steertag.compat.pyverbs.wr import RecvWR
+from steertag.compat.pyverbs.wr import RecvWR, post_each
 
 
 class SrqAttr(PyverbsObject):
@@ -109,16 +109,7 @@ class SRQ(PyverbsCM):
         return SrqAttr(core.max_wr, core.max_sge, core.srq_limit)
 
     def post_recv(self, wr: RecvWR, bad_wr: RecvWR | None = None) -> None:
-        one: RecvWR | None = wr
-        while one is not None:
-            try:
-                with failing("Failed to post receive to SRQ."):
-                    self.core.post_recv(one.to_core())
-            except PyverbsRDMAError:
-                if bad_wr is not None:
-                    vars(bad_wr).update(vars(one))
-                raise
-            one = one.next_wr
+        post_each(self.core.post_recv, wr, bad_wr, "Failed to post receive to SRQ.")
 
     def post_srq_ops(self, wr: OpsWr, bad_wr: OpsWr | None = None) -> None:
         raise unsupported("post SRQ ops failed.")

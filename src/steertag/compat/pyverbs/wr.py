@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from steertag import verbs
 from steertag.compat.pyverbs import libibverbs_enums as e
 from steertag.compat.pyverbs.base import PyverbsObject, inc_rkey, lines
-from steertag.compat.pyverbs.pyverbs_error import PyverbsUserError, unsupported
+from steertag.compat.pyverbs.pyverbs_error import (
+    PyverbsRDMAError,
+    PyverbsUserError,
+    failing,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from steertag.compat.pyverbs.mr import MW, MWBindInfo
@@ -66,6 +71,22 @@ class RecvWR(PyverbsObject):
 
     def __str__(self) -> str:
         return lines("", self, ["wr_id", "num_sge"])
+
+
+def post_each(
+    post: Callable[[verbs.RecvWR], None], wr: RecvWR, bad_wr: RecvWR | None, failure: str
+) -> None:
+    """Post a receive and those behind it. `bad_wr` becomes the one that could not be."""
+    one: RecvWR | None = wr
+    while one is not None:
+        try:
+            with failing(failure):
+                post(one.to_core())
+        except PyverbsRDMAError:
+            if bad_wr is not None:
+                vars(bad_wr).update(vars(one))
+            raise
+        one = one.next_wr
 
 
 class SendWR(PyverbsObject):
