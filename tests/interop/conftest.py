@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.interop.guest.build import build
 from tests.interop.guest.machine import Guest
+from tests.interop.wire import Wire
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,10 @@ def guest(booted_guest: Guest) -> Guest:
     booted_guest.kill_all()
     booted_guest.set_siw()
     return booted_guest
+
+
+@pytest.fixture
+def wire(guest: Guest, tmp_path: Path) -> Iterator[Wire]:
+    wire = Wire(guest, tmp_path / "wire.pcap")
+    yield wire
+    wire.close()

@@ -5,65 +5,19 @@ tshark looks at every connection: its CRCs are good where there are CRCs, and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from steertag.wire import mpa
 from steertag.wire.rdmap import Opcode
 from tests.fabric import Stag, stag
 from tests.interop.guest.machine import ADDRESS, HOST, PORTS, Guest
-from tests.interop.tshark import Verdict, judge
-from tests.wire.mpa_stream import Connection, connections
+from tests.interop.wire import Wire
+from tests.wire.mpa_stream import Connection
 
 PORT = PORTS[0]
 CRC = pytest.mark.parametrize("crc", [True, False], ids=["crc", "plain"])
 SIZES = pytest.mark.parametrize("size", [64, 1000, 5000, 60000])
 ESTABLISHED_BY_WRITE, ESTABLISHED_BY_READ = 0x8000, 0x4000
-
-
-class Wire:
-    """What went over the wire in a test, for whoever looks at it afterwards."""
-
-    def __init__(self, guest: Guest, path: Path) -> None:
-        self._guest, self._path = guest, path
-        self._capturing = guest.capturing(path)
-        self._capturing.__enter__()
-        self._open = True
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            self._capturing.__exit__(None, None, None)
-
-    def verdict(self) -> Verdict:
-        """tshark's."""
-        self._close()
-        return judge(self._path)
-
-    def connections(self) -> list[Connection]:
-        self._close()
-        return connections(self._path.read_bytes())
-
-    def check(self, *, crc: bool) -> list[Connection]:
-        """tshark finds nothing wrong; gives the connections."""
-        verdict = self.verdict()
-        found = self.connections()
-        fpdus = sum(len(side.segments) for one in found for side in one.directions)
-        assert fpdus > 0
-        assert (verdict.good, verdict.bad) == (fpdus if crc else 0, 0)
-        assert (verdict.malformed, verdict.bad_checksums) == (0, 0)
-        assert verdict.start_frames == 2 * len(found)
-        assert all(one.crc is crc for one in found)
-        return found
-
-
-@pytest.fixture
-def wire(guest: Guest, tmp_path: Path) -> Iterator[Wire]:
-    wire = Wire(guest, tmp_path / "wire.pcap")
-    yield wire
-    wire._close()
 
 
 def of_crc(crc: bool) -> str:

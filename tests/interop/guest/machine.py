@@ -42,6 +42,7 @@ BOOT_TIMEOUT: Final = 240.0
 PATIENCE: Final = 60.0
 """Seconds for anything else in the guest, whose processor is emulated."""
 _GRACE: Final = 20.0
+_PEER: Final = Path(__file__).with_name("peer.py").read_text() + "\n"
 _READY: Final = b"agent: ready"
 _QEMU: Final = "qemu-system-x86_64"
 _AGENT_PORT: Final = 7173
@@ -178,13 +179,24 @@ class Guest:
         return self._script("shell", script, timeout)
 
     def python(self, script: str, *, timeout: float = PATIENCE) -> Result:
-        """Run a Python script; pyverbs is there, and imported already."""
-        return self._script("python", script, timeout)
+        """Run a Python script that begins with what `peer.py` has; pyverbs is imported already."""
+        return self._script("python", _PEER + script, timeout)
 
     def start(
-        self, script: str, *, op: str = "shell", port: int | None = None, timeout: float = PATIENCE
+        self, script: str, *, port: int | None = None, timeout: float = PATIENCE
     ) -> Future[Result]:
-        """Begin to run a script; with `port`, wait until something listens on it."""
+        """Begin to run a shell script; with `port`, wait until something listens on it."""
+        return self._start_script("shell", script, port, timeout)
+
+    def start_python(
+        self, script: str, *, port: int | None = None, timeout: float = PATIENCE
+    ) -> Future[Result]:
+        """`start` for a Python script."""
+        return self._start_script("python", _PEER + script, port, timeout)
+
+    def _start_script(
+        self, op: str, script: str, port: int | None, timeout: float
+    ) -> Future[Result]:
         future = self._pool.submit(self._script, op, script, timeout)
         if port is not None:
             self.wait_listening(port, future)
