@@ -36,7 +36,7 @@ def test_rping_of_siw_serves_our_client(guest: Guest, wire: Wire, crc: bool, siz
         *("-C", 3, "-S", size, "-V", "--json", of_crc(crc)),
     )
     assert client.code == 0, client.err
-    assert (client.json["pings"], client.json["crc"]) == (3, crc)
+    assert (client.report["pings"], client.report["crc"]) == (3, crc)
     assert "server ping data: rdma-ping-2: CDEF" in server.result().output
     (connection,) = wire.check(crc=crc)
     assert connection.client.count(Opcode.READ_RESPONSE) >= 3
@@ -52,7 +52,7 @@ def test_rping_of_siw_pings_our_server(guest: Guest, wire: Wire, crc: bool, size
         served = server.wait()
     assert "ping data: rdma-ping-2: CDEF" in said
     assert "mismatch" not in said
-    assert (served.code, served.json["pings"], served.json["crc"]) == (0, 3, crc), served.err
+    assert (served.code, served.report["pings"], served.report["crc"]) == (0, 3, crc), served.err
     wire.check(crc=crc)
 
 
@@ -85,7 +85,7 @@ def test_our_persistent_server_serves_several_of_siw_at_once(guest: Guest, wire:
 def test_rdma_server_of_siw_answers_our_client(guest: Guest, wire: Wire, crc: bool) -> None:
     server = guest.start(f"rdma_server -p {PORT}", port=PORT)
     client = stag("rdma-client", "-p", guest.ports[PORT], of_crc(crc), "--json")
-    assert (client.code, client.json["received"]) == (0, 16), client.err
+    assert (client.code, client.report["received"]) == (0, 16), client.err
     assert server.result().output.endswith("rdma_server: end 0\n")
     wire.check(crc=crc)
 
@@ -97,7 +97,7 @@ def test_rdma_client_of_siw_is_answered_by_our_server(guest: Guest, wire: Wire, 
         port = server.wait_listening()
         assert guest.check(f"rdma_client -s {HOST} -p {port}").endswith("rdma_client: end 0\n")
         served = server.wait()
-    assert (served.code, served.json["received"], served.json["crc"]) == (0, 16, crc)
+    assert (served.code, served.report["received"], served.report["crc"]) == (0, 16, crc)
     wire.check(crc=crc)
 
 
@@ -112,7 +112,7 @@ def test_ucmatose_of_siw_sends_to_our_client(guest: Guest, wire: Wire, crc: bool
         *("-c", 3, "-C", 5, "-S", 3000, of_crc(crc), "--json"),
     )
     assert client.code == 0, client.err
-    assert (client.json["received"], client.json["sent"]) == (15, 15)
+    assert (client.report["received"], client.report["sent"]) == (15, 15)
     assert server.result() == (0, server.result().output)
     assert len(wire.check(crc=crc)) == 3
 
@@ -127,8 +127,22 @@ def test_our_ucmatose_sends_to_siws_client(guest: Guest, wire: Wire, crc: bool) 
         guest.check(f"ucmatose -s {HOST} -p {port} -c 3 -C 5 -S 3000")
         served = server.wait()
     assert served.code == 0, served.err
-    assert (served.json["received"], served.json["sent"]) == (15, 15)
+    assert (served.report["received"], served.report["sent"]) == (15, 15)
     assert len(wire.check(crc=crc)) == 3
+
+
+def test_siws_client_that_asks_for_no_peer_to_peer_mode_is_told_from_one_that_does(
+    guest: Guest,
+) -> None:
+    """What an unmodified siw does: its ucmatose would wait for a server that may not send."""
+    with Stag("ucmatose", "-b", "127.0.0.1", "-p", 0) as server:
+        port = server.wait_listening()
+        client = guest.start(f"ucmatose -s {HOST} -p {port}")
+        served = server.wait()
+    assert served.code == 5
+    assert "siw with its peer_to_peer set" in served.err
+    guest.kill_all()
+    client.result()
 
 
 # --- MPA: revisions, peer-to-peer mode ----------------------------------------------------------
@@ -137,11 +151,7 @@ def test_our_ucmatose_sends_to_siws_client(guest: Guest, wire: Wire, crc: bool) 
 @CRC
 def test_siw_speaks_revision_1_to_us(guest: Guest, wire: Wire, crc: bool) -> None:
     guest.set_siw(mpa_version=1, mpa_crc_required=crc)
-    with Stag("rping", "-s", "-a", "127.0.0.1", "-p", 0) as server:
-        port = server.wait_listening()
-        assert "rdma-ping-2" in guest.check(f"rping -c -a {HOST} -p {port} -v -V -C 3")
-        served = server.wait()
-    assert served.code == 0, served.err
+    serve_rping_of(guest)
     (connection,) = wire.check(crc=crc)
     assert [side.start.revision for side in connection.directions] == [1, 1]
 
@@ -155,6 +165,15 @@ def test_we_speak_revision_1_to_siw(guest: Guest, wire: Wire, crc: bool) -> None
     assert server.result().output.endswith("rdma_server: end 0\n")
     (connection,) = wire.check(crc=crc)
     assert [side.start.revision for side in connection.directions] == [1, 1]
+
+
+def serve_rping_of(guest: Guest) -> None:
+    """Three pings of siw's client with our server, which runs as it does unless told otherwise."""
+    with Stag("rping", "-s", "-a", "127.0.0.1", "-p", 0) as server:
+        port = server.wait_listening()
+        assert "rdma-ping-2" in guest.check(f"rping -c -a {HOST} -p {port} -v -V -C 3")
+        served = server.wait()
+    assert served.code == 0, served.err
 
 
 def words(start: mpa.StartFrame) -> mpa.Enhanced:
@@ -177,11 +196,7 @@ def test_siw_says_ready_to_receive_to_us(
 ) -> None:
     bits = ESTABLISHED_BY_WRITE if kind == "write" else ESTABLISHED_BY_READ
     guest.set_siw(mpa_crc_required=crc, peer_to_peer=True, rtr_bits=bits)
-    with Stag("rping", "-s", "-a", "127.0.0.1", "-p", 0) as server:
-        port = server.wait_listening()
-        assert "rdma-ping-2" in guest.check(f"rping -c -a {HOST} -p {port} -v -V -C 3")
-        served = server.wait()
-    assert served.code == 0, served.err
+    serve_rping_of(guest)
     (connection,) = wire.check(crc=crc)
     agreed = words(connection.server.start)
     assert agreed.peer_to_peer

@@ -16,8 +16,9 @@ from steertag.perf.fabric.errors import FabricError
 from steertag.perf.fabric.link import LinkOptions, max_ulpdu
 from steertag.perf.fabric.rping import Outcome, RpingOptions, ping_text, run_client
 from steertag.wire import mpa
-from tests.fabric import PATIENCE, Stag, stag
+from tests.fabric import Stag, stag
 from tests.interop.tshark import judge
+from tests.processes import PATIENCE
 
 HERE = ("-a", "127.0.0.1")
 
@@ -44,7 +45,7 @@ def test_rping_pings_and_both_sides_say_so() -> None:
         "ping data: rdma-ping-2: CDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrst"
     )
     assert lines[3].startswith("3 pings, 384 octets, CRC32C on; min/median/max ")
-    assert served.json["pings"] == 3
+    assert served.report["pings"] == 3
     assert "server ping data: rdma-ping-2: CDEF" in served.err
 
 
@@ -54,7 +55,7 @@ def test_what_comes_back_is_what_was_sent(size: int) -> None:
         port = server.wait_listening()
         client = stag("rping", "-c", *HERE, "-p", port, "-C", 2, "-V", "-S", size, "--json")
         assert server.wait().code == 0
-    assert (client.code, client.json["pings"], client.json["octets"]) == (0, 2, 4 * size)
+    assert (client.code, client.report["pings"], client.report["octets"]) == (0, 2, 4 * size)
 
 
 def test_the_text_is_rpings() -> None:
@@ -78,7 +79,7 @@ def test_crc_is_in_use_when_one_side_asks(
     with rping_server("--json", *server_says) as server:
         port = server.wait_listening()
         client = stag("rping", "-c", *HERE, "-p", port, "-C", 1, "--json", *client_says)
-        assert (client.json["crc"], server.wait().json["crc"]) == (expected, expected)
+        assert (client.report["crc"], server.wait().report["crc"]) == (expected, expected)
 
 
 @pytest.mark.parametrize("kind", ["write", "read", "send"])
@@ -138,7 +139,7 @@ def test_a_persistent_server_serves_several_and_ends_with_ctrl_c() -> None:
         with first, second:
             assert (first.wait().code, second.wait().code) == (0, 0)
         served = server.interrupt(SIGINT)
-    assert (served.code, served.json["pings"]) == (0, 40)
+    assert (served.code, served.report["pings"]) == (0, 40)
 
 
 def test_a_persistent_server_survives_a_client_that_is_killed() -> None:
@@ -183,7 +184,7 @@ def test_a_server_says_where_more_room_is_to_be_had() -> None:
         (("rping", "-c"), "needs -a ADDR"),
         (("rping", "-c", *HERE, "-P"), "-P is for a server"),
         (("rping", "-c", *HERE, "-S", "25"), "-S is 26 to"),
-        (("rping", "-s", "-q"), "-q: queue pairs are made by the connection manager"),
+        (("rping", "-s", "-q"), "-q: the connection manager makes the queue pairs"),
         (("rping", "-s", "--p2p"), "the client's"),
         (("rping", "-c", *HERE, "--p2p", "--mpa-revision", "1"), "needs MPA revision 2"),
         (("rping", "-c", *HERE, "--rtr", "read"), "add --p2p"),
@@ -211,7 +212,7 @@ def test_where_nobody_listens_is_exit_code_5(client: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     done = stag(*client, "-p", port, "--json")
-    assert (done.code, done.json["code"]) == (5, 5)
+    assert (done.code, done.report["code"]) == (5, 5)
     assert "is a server running there?" in done.err
 
 
@@ -313,7 +314,15 @@ def test_a_message_of_another_size_is_not_rpings() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [(), ("-c", "3", "-C", "5", "-S", "70000"), ("-C", "0"), ("-S", "0", "-c", "2")]
+    "sizes",
+    [
+        (),
+        ("-m", "-c", "2"),
+        ("-t", "16", "-a", "14"),
+        ("-c", "3", "-C", "5", "-S", "70000"),
+        ("-C", "0"),
+        ("-S", "0", "-c", "2"),
+    ],
 )
 def test_ucmatose_connects_and_sends_both_ways(sizes: tuple[str, ...]) -> None:
     with ucmatose_server("--json", *sizes) as server:
@@ -321,8 +330,8 @@ def test_ucmatose_connects_and_sends_both_ways(sizes: tuple[str, ...]) -> None:
         client = stag("ucmatose", "-s", "127.0.0.1", "-p", port, "--json", *sizes)
         served = server.wait()
     assert (client.code, served.code) == (0, 0), client.err + served.err
-    assert client.json["sent"] == served.json["received"]
-    assert client.json["received"] == served.json["sent"]
+    assert client.report["sent"] == served.report["received"]
+    assert client.report["received"] == served.report["sent"]
     assert served.err.splitlines()[-1] == "test complete"
 
 
@@ -343,6 +352,23 @@ def test_ucmatose_does_what_its_defaults_say() -> None:
     assert served.out.splitlines()[-2:] == ["test complete", "return status 0"]
 
 
+def test_a_client_without_peer_to_peer_mode_is_told_why_its_server_may_not_send() -> None:
+    with ucmatose_server() as server:
+        port = server.wait_listening()
+        client = stag("ucmatose", "-s", "127.0.0.1", "-p", port, "--no-p2p")
+        served = server.wait()
+    assert (served.code, client.code) == (5, 8)
+    assert "the client did not ask for peer-to-peer mode" in served.err
+    assert client.err.splitlines()[-1].endswith("closed the connection")
+
+
+def test_ucmatose_that_only_connects_needs_no_peer_to_peer_mode() -> None:
+    with ucmatose_server("-C", 0) as server:
+        port = server.wait_listening()
+        assert stag("ucmatose", "-s", "127.0.0.1", "-p", port, "-C", 0, "--no-p2p").code == 0
+        assert server.wait().code == 0
+
+
 def test_messages_of_different_sizes_are_told() -> None:
     with ucmatose_server("-S", 50) as server:
         port = server.wait_listening()
@@ -357,7 +383,7 @@ def test_rdma_client_and_server_exchange_16_octets() -> None:
         port = server.wait_listening()
         client = stag("rdma-client", "-p", port, "--json")
         served = server.wait()
-    assert (client.code, client.json["received"]) == (0, 16)
+    assert (client.code, client.report["received"]) == (0, 16)
     assert (served.code, served.out) == (0, "rdma_server: start\nrdma_server: end 0\n")
 
 

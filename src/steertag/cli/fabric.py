@@ -135,6 +135,8 @@ def _link(
     given: _Link,
     *,
     server_sends_first: bool = False,
+    tos: int | None = None,
+    ack_timeout: int | None = None,
 ) -> LinkOptions:
     from steertag.perf.fabric.link import LinkOptions
 
@@ -146,7 +148,9 @@ def _link(
         given["p2p"] = server_sends_first and not server and given["mpa_revision"] == 2
     if given["rtr"] and not (server or given["p2p"]):
         raise click.UsageError("--rtr is of peer-to-peer mode; add --p2p")
-    return LinkOptions(address=address, port=port, source=source, **given)
+    return LinkOptions(
+        address=address, port=port, source=source, tos=tos, ack_timeout=ack_timeout, **given
+    )
 
 
 def _refused(*names: str, value: bool = True, why: str) -> Decorator:
@@ -201,7 +205,7 @@ def _nothing(_line: str) -> None:
 @_refused(
     "-q",
     value=False,
-    why="queue pairs are made by the connection manager; iWARP's are never in between",
+    why="the connection manager makes the queue pairs; a program does it by ConnParam.qp_num",
 )
 @_link_options
 @_one_line_errors
@@ -325,6 +329,12 @@ def _port_space(_ctx: click.Context, _param: click.Parameter, value: str) -> str
     "-S", "size", type=click.IntRange(0, 1 << 26), default=100, show_default=True,
     help="Octets of a message; 0 only connects.",
 )  # fmt: skip
+@click.option("-t", "tos", type=click.IntRange(0, 255), help="IP's type of service.")
+@click.option(
+    "-a", "ack_timeout", type=click.IntRange(0, 31),
+    help="Acknowledgements may take 4.096 us x 2^N, a few times; 0: for ever.",
+)  # fmt: skip
+@click.option("-m", "migrate", is_flag=True, help="Disconnect over another event channel.")
 @_link_options
 @_one_line_errors
 @pcap_option
@@ -336,6 +346,9 @@ def ucmatose(
     connections: int,
     count: int,
     size: int,
+    tos: int | None,
+    ack_timeout: int | None,
+    migrate: bool,
     as_json: bool,
     **link: Unpack[_Link],
 ) -> None:
@@ -353,10 +366,13 @@ def ucmatose(
             server,
             link,
             server_sends_first=True,
+            tos=tos,
+            ack_timeout=ack_timeout,
         ),
         connections=connections,
         count=count,
         size=size,
+        migrate=migrate,
     )
     outcome = logic.Outcome()
     if server:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from steertag import verbs as v
 from steertag.perf.fabric.errors import Disconnected, ExitCode, FabricError, cannot_connect
 from steertag.rdma.rtr import RtrKind
+from steertag.verbs.cm.options import RDMA_OPTION_ID_TOS
 from steertag.wire import mpa
 
 _CLOSED: Final = "peer closed"
@@ -34,6 +35,8 @@ class LinkOptions:
         rtr: kinds of such a frame; empty: all.
         max_fpdu: octets of an FPDU sent at most.
         timeout: seconds that the peer may be silent.
+        tos: IP's type of service.
+        ack_timeout: the exponent of RDMA_OPTION_ID_ACK_TIMEOUT.
     """
 
     address: str | None
@@ -45,10 +48,19 @@ class LinkOptions:
     rtr: tuple[RtrKind, ...] = ()
     max_fpdu: int | None = None
     timeout: float = 30.0
+    tos: int | None = None
+    ack_timeout: int | None = None
 
     @property
     def where(self) -> str:
         return name_of(self.address or "any address", self.port)
+
+    def set_on(self, cmid: v.CMID) -> None:
+        """`rdma_set_option` of what was asked for."""
+        if self.tos is not None:
+            cmid.set_option(v.RDMA_OPTION_ID, RDMA_OPTION_ID_TOS, self.tos, 1)
+        if self.ack_timeout is not None:
+            cmid.set_option(v.RDMA_OPTION_ID, v.RDMA_OPTION_ID_ACK_TIMEOUT, self.ack_timeout, 1)
 
     def param(self, *, active: bool, reads: int = 1) -> v.ConnParam:
         """The parameters of a connection with `reads` Read Requests at once, either way."""
@@ -134,7 +146,12 @@ class Link:
         """What `--json` says of every connection."""
         qp = self.cmid.qp
         counters = {} if qp is None else asdict(qp.counters)
-        return {"peer": self.peer, "crc": self.cmid.crc, "counters": counters}
+        return {
+            "peer": self.peer,
+            "crc": self.cmid.crc,
+            "peer_to_peer": self.cmid.peer_to_peer,
+            "counters": counters,
+        }
 
     def _check(self, wc: v.WC) -> None:
         if wc.status == v.WcStatus.SUCCESS:
@@ -164,6 +181,7 @@ def connected(
     """
     address = v.AddrInfo(src=options.source, dst=options.address, dst_service=options.port)
     with v.CMID(address, attr, pd) as cmid:
+        options.set_on(cmid)
         link = Link(cmid, options, options.where)
         cmid.create_qp()
         prepare(link)
@@ -184,6 +202,7 @@ def listening(
     """
     address = v.AddrInfo(src=options.address, src_service=options.port, flags=v.RAI_PASSIVE)
     with v.CMID(address, attr) as listener:
+        options.set_on(listener)
         try:
             listener.listen(backlog)
         except OSError as exc:

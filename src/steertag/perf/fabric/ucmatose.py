@@ -29,12 +29,14 @@ class UcmatoseOptions:
     connections: how many.
     count: messages each way on each; 0 only connects.
     size: octets of a message; 0 only connects.
+    migrate: take the events of the disconnection from another event channel.
     """
 
     link: LinkOptions
     connections: int = CONNECTIONS
     count: int = COUNT
     size: int = SIZE
+    migrate: bool = False
 
     @property
     def messages(self) -> int:
@@ -92,16 +94,57 @@ class _Nodes:
             self._outcome.sent += self._options.messages
             self._outcome.octets += self._options.messages * self._options.size
 
-    def close(self) -> None:
-        """Disconnect all, then wait for them."""
+    def check_who_sends_first(self) -> None:
+        """Raises FabricError where the server may not send before the client."""
         for link, _ in self._links:
-            link.cmid.disconnect()
-        self.wait_closed()
+            if not link.cmid.peer_to_peer:
+                raise FabricError(
+                    ExitCode.CANNOT_CONNECT,
+                    "the client did not ask for peer-to-peer mode, without which a server may not"
+                    " send first over iWARP; stag ucmatose asks for it, siw with its"
+                    " peer_to_peer set",
+                )
 
-    def wait_closed(self) -> None:
-        """Wait for the peer to disconnect."""
+    def close(self, say: Say) -> None:
+        """Disconnect all, then wait for them."""
+        self.wait_closed(say, disconnect=True)
+
+    def wait_closed(self, say: Say, *, disconnect: bool = False) -> None:
+        """Wait until all are disconnected, by us or by the peer."""
+        channel = self._migrate(say) if self._options.migrate else None
+        try:
+            if disconnect:
+                say("cmatose: disconnecting")
+                for link, _ in self._links:
+                    link.cmid.disconnect()
+            for link, _ in self._links:
+                link.cmid.wait_disconnected(LINGER)
+            if channel is not None:
+                self._take_disconnections(channel)
+        finally:
+            if channel is not None:
+                for link, _ in self._links:
+                    link.cmid.migrate_id(None)
+                channel.close()
+
+    def _migrate(self, say: Say) -> v.CMEventChannel:
+        say("migrating to new event channel")
+        channel = v.CMEventChannel()
         for link, _ in self._links:
-            link.cmid.wait_disconnected(LINGER)
+            link.cmid.migrate_id(channel)
+        return channel
+
+    def _take_disconnections(self, channel: v.CMEventChannel) -> None:
+        for _ in self._links:
+            try:
+                with channel.get_event(LINGER) as event:
+                    found = event.event_type
+            except TimeoutError:
+                found = None
+            if found != v.RDMA_CM_EVENT_DISCONNECTED:
+                raise FabricError(
+                    ExitCode.FAILURE, "the new event channel did not hear of a disconnection"
+                )
 
     def note(self) -> None:
         self._outcome.facts = [link.facts() for link, _ in self._links]
@@ -120,6 +163,7 @@ def run_server(options: UcmatoseOptions, outcome: Outcome, say: Say, announce: S
             stack.enter_context(accepted(request, options.link, nodes.prepare))
         try:
             if options.messages:
+                nodes.check_who_sends_first()
                 say("initiating data transfers")
                 nodes.post_sends()
                 say("completing sends")
@@ -127,8 +171,7 @@ def run_server(options: UcmatoseOptions, outcome: Outcome, say: Say, announce: S
                 say("receiving data transfers")
                 nodes.receive()
                 say("data transfers complete")
-            say("cmatose: disconnecting")
-            nodes.close()
+            nodes.close(say)
             say("disconnected")
         finally:
             nodes.note()
@@ -153,7 +196,7 @@ def run_client(options: UcmatoseOptions, outcome: Outcome, say: Say) -> None:
                 nodes.post_sends()
                 nodes.complete_sends()
                 say("data transfers complete")
-            nodes.wait_closed()
+            nodes.wait_closed(say)
         finally:
             nodes.note()
     say("test complete")

@@ -73,6 +73,12 @@ class ConnectingId(AddressedId):
         return self._connection is not None and self._connection.crc
 
     @property
+    def peer_to_peer(self) -> bool:
+        """The connection is in peer-to-peer mode (RFC 6581): either program may send first."""
+        agreement = None if self._connection is None else self._connection.agreement
+        return agreement is not None and agreement.rtr is not None
+
+    @property
     def fallback(self) -> str:
         """Why the connection is in MPA revision 1 where revision 2 was asked for; empty else."""
         return "" if self._connection is None else self._connection.fallback
