@@ -109,6 +109,26 @@ def test_a_fifo_is_refused_and_does_not_hang(tree: Tree, tmp_path: Path) -> None
         tree.open_sink("new", 1, True)
 
 
+@pytest.mark.parametrize("name", ["pipe", "link-to-a-pipe"])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path, name: str) -> None:
+    # A rename would replace it: for root, /dev/null by a file.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link-to-a-pipe").symlink_to("pipe")
+    with pytest.raises(TransferError, match="regular") as caught:
+        open_local_sink(tmp_path / name, 1)
+    assert code_of(caught) is ExitCode.FAILURE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link-to-a-pipe", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link-to-a-pipe").is_symlink()
+
+
+def test_a_client_does_not_replace_a_fifo(tree: Tree, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "served" / "pipe")
+    with pytest.raises(TransferError, match="regular"):
+        tree.open_sink("pipe", 1, True)
+    assert (tmp_path / "served" / "pipe").is_fifo()
+
+
 def test_a_directory_is_no_file(tree: Tree, tmp_path: Path) -> None:
     for attempt in (
         lambda: tree.open_source("sub"),

@@ -139,6 +139,15 @@ class Sink:
             raise TransferError(
                 ExitCode.FAILURE, f"{escape(self.name)} is a directory; name a file in it"
             )
+        if stat.S_ISLNK(status.st_mode):
+            with suppress(OSError):  # a link that leads nowhere is replaced like a file
+                status = os.stat(self._leaf, dir_fd=self._dir_fd)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            raise TransferError(
+                ExitCode.FAILURE,
+                f"{escape(self.name)} is not a regular file, and is not replaced by one; "
+                "name another",
+            )
         if not self._replace:
             raise self._exists()
 
