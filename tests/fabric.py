@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
-PATIENCE: Final = 60.0
+from tests.processes import PATIENCE, Done, Running
+
 _LISTENING: Final = re.compile(r"stag: listening on \S+:(\d+)\n")
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The JSON object that it printed last."""
-        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return found
-
-
-class Stag:
+class Stag(Running):
     """`stag ARGUMENTS`, running."""
 
     def __init__(self, *arguments: str | int) -> None:
@@ -64,19 +47,6 @@ class Stag:
     def interrupt(self, signal: int) -> Done:
         self.process.send_signal(signal)
         return self.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
 
 
 def stag(*arguments: str | int) -> Done:

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.processes import PATIENCE, Done, Running
+
 STAG: Final = (sys.executable, "-m", "steertag")
-PATIENCE: Final = 60.0
-"""Seconds to wait for what comes at once on a machine that isn't overloaded."""
 
 PATHS: Final = ("tcp-buffered", "tcp-sendfile", "rdma-write", "rdma-read")
 
@@ -25,23 +24,7 @@ def environment(**extra: str) -> dict[str, str]:
     return env | {"PYTHONUNBUFFERED": "1"} | extra
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The object in the last line of standard output."""
-        found = json.loads(self.out.splitlines()[-1])
-        assert isinstance(found, dict)
-        return found
-
-
-class Command:
+class Command(Running):
     """A running `stag`."""
 
     def __init__(
@@ -76,14 +59,6 @@ class Command:
             raise AssertionError(f"stag said nothing: {self.process.communicate()[1].decode()}")
         return line
 
-    def __enter__(self) -> Command:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
 
 class Serving(Command):
     """A running `stag serve`."""
@@ -102,9 +77,6 @@ class Serving(Command):
         self.banner: dict[str, Any] = json.loads(self.first_line())
         self.url: str = self.banner["url"]
         self.port: int = self.banner["port"]
-
-    def __enter__(self) -> Serving:
-        return self
 
     def events(self) -> list[dict[str, Any]]:
         """Stop it and give what it logged."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from tests.transfer.harness import PATIENCE
+from tests.processes import PATIENCE
 
 Filter = Callable[[bytes, bool], bytes | None]
 """Given octets and whether the client sent them; gives what goes on, None to reset both sides."""

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from steertag.transfer.protocol import FRAME, MAGIC, Hello, Kind, emit
 from steertag.transfer.server import Server, ServerConfig
-from tests.transfer.harness import PATHS, PATIENCE, Serving, assert_one_line, make_file, stag
+from tests.processes import PATIENCE
+from tests.transfer.harness import PATHS, Serving, assert_one_line, make_file, stag
 from tests.transfer.middlebox import Middlebox
 
 ANYWHERE = "0.0.0.0:0"

@@ -6,12 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from tests.processes import PATIENCE, Running
 from tests.support import PROJECT
-
-PATIENCE: Final = 60.0
 
 # Says its port, then does what it is told: a line of Python at a time, whose end it says.
 PROGRAM: Final = """\
@@ -46,7 +44,7 @@ for line in sys.stdin:
 """
 
 
-class Program:
+class Program(Running):
     """A running process; `source` runs first and has to print a line."""
 
     def __init__(self, source: str = PROGRAM, **environment: str) -> None:
@@ -81,19 +79,6 @@ class Program:
         if not line:
             raise AssertionError(self.process.communicate(timeout=PATIENCE)[1])
         return line.rstrip("\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
 
 
 def environment_of(**more: str) -> dict[str, str]:

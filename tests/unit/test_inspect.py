@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steertag.cli.main import cli
+from tests.processes import PATIENCE
 from tests.support import PROJECT, require_root
 from tests.transfer.harness import Serving
-from tests.unit.inspected import PATIENCE, Program, environment_of, socket_of
+from tests.unit.inspected import Program, environment_of, socket_of
 
 QUESTION = json.dumps({"version": 1, "want": ["rdma", "sockets", "sysctl"]}).encode() + b"\n"
 ONE_RNIC = "from steertag import verbs as v\ncontext = v.Context()\nprint('ready', flush=True)\n"

@@ -14,7 +14,8 @@ from steertag import verbs as v
 from steertag.observe.pcap import TcpStream, read_pcap, tcp_streams
 from steertag.observe.recorder import Recorder
 from steertag.wire import mpa
-from tests.transfer.harness import PATIENCE, Command, Serving, stag
+from tests.processes import PATIENCE
+from tests.transfer.harness import Command, Serving, stag
 
 OCTETS = bytes(range(256)) * 1000
 
