@@ -21,6 +21,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "uv run python -m steertag.compat.pyverbs examples/for_pyverbs/pingpong.py": (
         "tests/unit/test_compat_pyverbs.py::test_a_program_for_pyverbs_runs_unchanged"
     ),
+    "uv run python -m tests.interop.guest.build": (
+        ".ci/run: step guest uv run python -m tests.interop.guest.build"
+    ),
     "uv run ruff check": ".ci/run: step lint uv run ruff check",
     "uv run ruff format --check": ".ci/run: step format uv run ruff format --check",
     "uv run mypy": ".ci/run: step types uv run mypy",
