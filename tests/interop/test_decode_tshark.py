@@ -6,7 +6,6 @@ exchanged, for another error; it knows no Immediate Data (RFC 7306).
 
 from __future__ import annotations
 
-import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from io import BytesIO
@@ -31,7 +30,7 @@ from tests.decode_support import (
     pcap,
     pcapng,
 )
-from tests.support import require_tool
+from tests.interop import tshark
 from tests.wire.mpa_stream import CAPTURE_NAMES, capture_octets
 
 Fields = dict[str, Any]
@@ -42,19 +41,12 @@ Fields = dict[str, Any]
 
 def pdml(path: Path) -> Iterator[tuple[int, list[ET.Element]]]:
     """Number and iWARP protocols of each packet."""
-    done = subprocess.run(
-        [
-            require_tool("tshark"),
-            *("--disable-protocol", "rpcordma"),
-            *("-o", "tcp.reassemble_out_of_order:TRUE"),
-            *("-T", "pdml", "-J", "iwarp_mpa iwarp_ddp_rdmap"),
-            *("-r", str(path)),
-        ],
-        capture_output=True,
-        timeout=120,
-        check=True,
+    text = tshark.shown(
+        path,
+        *("-o", "tcp.reassemble_out_of_order:TRUE"),
+        *("-T", "pdml", "-J", "iwarp_mpa iwarp_ddp_rdmap"),
     )
-    for packet in ET.fromstring(done.stdout).iter("packet"):
+    for packet in ET.fromstring(text).iter("packet"):
         number = packet.find("./proto[@name='geninfo']/field[@name='num']")
         assert number is not None
         protocols = [
@@ -281,13 +273,7 @@ def test_immediate_data_is_all_that_tshark_does_not_know(tmp_path: Path) -> None
     _, ours, _ = by_us(path.read_bytes())
     assert ours == fpdus  # without the eight octets, which `test_decode_frames` looks at
     assert [fpdu["opcode"] for fpdu in ours] == [Opcode.IMMEDIATE, Opcode.IMMEDIATE_SE]
-    text = subprocess.run(
-        [require_tool("tshark"), "-r", str(path), "-T", "fields", "-e", "_ws.col.Info"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
+    text = tshark.shown(path, "-T", "fields", "-e", "_ws.col.Info")
     assert "Immediate" not in text
 
 
@@ -343,17 +329,8 @@ def by_tshark_octets(octets: bytes, tmp_path: Path) -> tuple[list[Fields], list[
 def test_connections_are_numbered_as_tshark_numbers_them(name: str, tmp_path: Path) -> None:
     path = tmp_path / "capture.pcap"
     path.write_bytes(capture_octets(name))
-    shown = subprocess.run(
-        [
-            *(require_tool("tshark"), "-r", str(path)),
-            *("-T", "fields", "-e", "frame.number", "-e", "tcp.stream"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    theirs = dict(line.split("\t") for line in shown.splitlines())
+    listed = tshark.shown(path, "-T", "fields", "-e", "frame.number", "-e", "tcp.stream")
+    theirs = dict(line.split("\t") for line in listed.splitlines())
     ours = list(Decoder().decode(read_capture(path)))
     assert {frame.link.stream for frame in ours} == {0, 1}
     assert all(theirs[str(frame.packet)] == str(frame.link.stream) for frame in ours)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import struct
-import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,9 @@ from steertag.rdma.constants import (
 from steertag.rdma.qp_state import QpState
 from steertag.rdma.wr import SendWR
 from steertag.wire.rdmap import Opcode
+from tests.interop import tshark
 from tests.interop.rnic_pair import Pair
 from tests.interop.tshark import judge
-from tests.support import require_tool
 from tests.wire.mpa_stream import connections
 
 CLIENT = Endpoint("10.0.0.1", 40000)
@@ -103,19 +102,12 @@ def test_traffic_of_the_rnic_is_well_formed_and_every_crc_is_good(
 
 def fields(path: Path, opcode: Opcode, *names: str) -> list[list[int]]:
     """What tshark reads in the fields of each FPDU with an opcode."""
-    done = subprocess.run(
-        [
-            require_tool("tshark"),
-            *("--disable-protocol", "rpcordma", "-r", str(path), "-T", "fields"),
-            *("-Y", f"iwarp_rdma.opcode == {int(opcode)}"),
-            *(option for name in names for option in ("-e", name)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return [[int(value, 0) for value in line.split("\t")] for line in done.stdout.splitlines()]
+    lines = tshark.shown(
+        path,
+        *("-T", "fields", "-Y", f"iwarp_rdma.opcode == {int(opcode)}"),
+        *(option for name in names for option in ("-e", name)),
+    ).splitlines()
+    return [[int(value, 0) for value in line.split("\t")] for line in lines]
 
 
 def test_atomic_operations_and_invalidation_are_read_as_they_were_meant(tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ class Verdict:
     text: str
 
 
+def shown(capture: Path, *options: str) -> str:
+    """What tshark prints of `capture`."""
+    # Without this option, tshark takes some payloads for RPC-over-RDMA.
+    command = [require_tool("tshark"), "--disable-protocol", "rpcordma", "-r", str(capture)]
+    return subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+
+
 def judge(capture: Path, *, verify_checksums: bool = True) -> Verdict:
     """Let tshark decode `capture`.
 
@@ -46,20 +55,7 @@ def judge(capture: Path, *, verify_checksums: bool = True) -> Verdict:
         verify_checksums: of IPv4 and TCP too; a capture of a sender that leaves them to its network
             card has wrong ones, and tshark then reassembles nothing.
     """
-    # Without the option, tshark takes some payloads for RPC-over-RDMA.
-    done = subprocess.run(
-        [
-            require_tool("tshark"),
-            *("--disable-protocol", "rpcordma"),
-            *(_VERIFY_CHECKSUMS if verify_checksums else ()),
-            *("-V", "-r", str(capture)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    text = done.stdout
+    text = shown(capture, *(_VERIFY_CHECKSUMS if verify_checksums else ()), "-V")
     return Verdict(
         good=text.count("(Good CRC32)"),
         bad=text.count("(Bad CRC32"),
