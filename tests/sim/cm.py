@@ -58,11 +58,16 @@ def listening_on(channel: CMEventChannel, backlog: int = 0, host: str = HOST) ->
 def resolved(channel: CMEventChannel, port: int, pd: PD | None = None, host: str = HOST) -> CMID:
     """A CMID that is ready to connect."""
     cmid = CMID(channel, QPInitAttr(cap=CAP), pd)
-    cmid.resolve_addr(AddrInfo(dst=host, dst_service=port))
+    resolve(cmid, channel, AddrInfo(dst=host, dst_service=port))
+    return cmid
+
+
+def resolve(cmid: CMID, channel: CMEventChannel, address: AddrInfo) -> None:
+    """Resolve the address and the route to it."""
+    cmid.resolve_addr(address)
     assert expect(channel, E.RDMA_CM_EVENT_ADDR_RESOLVED).id is cmid
     cmid.resolve_route()
     assert expect(channel, E.RDMA_CM_EVENT_ROUTE_RESOLVED).id is cmid
-    return cmid
 
 
 def request_on(channel: CMEventChannel) -> tuple[CMID, CMEvent]:

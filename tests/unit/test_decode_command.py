@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -159,22 +161,25 @@ def test_a_wrong_option_is_exit_code_2(file: str) -> None:
     assert stag().returncode == 2
 
 
-def start(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+@contextmanager
+def reading(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that was given a capture, whose end it hasn't seen yet."""
+    with subprocess.Popen(
         [sys.executable, "-m", "steertag", "decode", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
-    )
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(capture())
+        process.stdin.flush()
+        yield process
 
 
 def test_frames_of_a_running_capture_are_shown_at_once() -> None:
-    with start("-l", "-") as process:
-        assert process.stdin is not None
+    with reading("-l", "-") as process:
         assert process.stdout is not None
-        process.stdin.write(capture())
-        process.stdin.flush()
         shown = [process.stdout.readline() for _ in range(30)]  # the input hasn't ended
         assert all(line.endswith(b"\n") for line in shown)
         out, err = process.communicate(timeout=TIMEOUT)
@@ -183,13 +188,11 @@ def test_frames_of_a_running_capture_are_shown_at_once() -> None:
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:
-    with start("-l", "-") as process:
-        assert process.stdin is not None
+    with reading("-l", "-") as process:
         assert process.stdout is not None
-        process.stdin.write(capture())
-        process.stdin.flush()
         assert process.stdout.readline()
         process.stdout.close()
+        assert process.stdin is not None
         process.stdin.close()
         assert process.stderr is not None
         assert process.stderr.read() == b""
@@ -197,11 +200,8 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
 
 
 def test_an_interrupt_is_exit_code_130() -> None:
-    with start("-l", "-") as process:
-        assert process.stdin is not None
+    with reading("-l", "-") as process:
         assert process.stdout is not None
-        process.stdin.write(capture())
-        process.stdin.flush()
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=TIMEOUT)

@@ -16,6 +16,7 @@ from steertag.family import Counter
 from steertag.family.net import sock_release
 from steertag.testing import expect_errno
 from steertag.testing.families import outcome_of
+from tests import packages
 
 
 def family(number: int) -> NetProtoFamily:
@@ -247,12 +248,7 @@ def register(stack):
 
 
 def install(site: Path, entry: str, source: str = PACKAGE) -> None:
-    """What an installer leaves behind: the module, and metadata that names its entry point."""
-    (site / "acme_family.py").write_text(source)
-    info = site / "acme_family-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-family\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[steertag.families]\n{entry}\n")
+    packages.install(site, "acme_family", source, "steertag.families", entry)
 
 
 def test_an_unknown_family_is_loaded_from_an_installed_package(

@@ -10,6 +10,7 @@ import pytest
 from steertag import Stack
 from steertag import verbs as v
 from steertag.observe.resources import Numbers, context_rows
+from tests import packages
 
 PACKAGE = """\
 def attach(stack):
@@ -20,12 +21,7 @@ seen = []
 
 
 def install(site: Path, entry: str) -> None:
-    """What an installer leaves behind: the module, and metadata that names its entry point."""
-    (site / "acme_monitor.py").write_text(PACKAGE)
-    info = site / "acme_monitor-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-monitor\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[steertag.observers]\n{entry}\n")
+    packages.install(site, "acme_monitor", PACKAGE, "steertag.observers", entry)
 
 
 def test_an_installed_package_sees_every_rnic_of_a_stack(

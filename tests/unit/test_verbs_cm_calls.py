@@ -32,7 +32,16 @@ from steertag.verbs.enums import (
     RAI_PASSIVE,
     RDMA_OPTION_ID,
 )
-from tests.sim.cm import E, channel, connect_both, expect, listening_on, request_on, resolved
+from tests.sim.cm import (
+    E,
+    channel,
+    connect_both,
+    expect,
+    listening_on,
+    request_on,
+    resolve,
+    resolved,
+)
 from tests.sim.verbs import HOST, TIMEOUT, connected, listening, region, towards
 
 TOS, REUSEADDR, AFONLY, ACK_TIMEOUT = range(4)
@@ -447,10 +456,7 @@ def test_connections_go_over_a_family_of_the_stacks_own_without_waiting() -> Non
         listener.bind_addr(at("right", 7471, RAI_PASSIVE))
         listener.listen()
         client = CMID(events, pd=PD(here))
-        client.resolve_addr(at("right", 7471))
-        expect(events, E.RDMA_CM_EVENT_ADDR_RESOLVED)
-        client.resolve_route()
-        expect(events, E.RDMA_CM_EVENT_ROUTE_RESOLVED)
+        resolve(client, events, at("right", 7471))
         client.connect()
         server, _ = request_on(events)
         server.accept()
@@ -461,10 +467,7 @@ def test_connections_go_over_a_family_of_the_stacks_own_without_waiting() -> Non
         ends = {expect(events, E.RDMA_CM_EVENT_DISCONNECTED).id for _ in range(2)}
         assert ends == both
         nobody = CMID(events, pd=PD(here))
-        nobody.resolve_addr(at("right", 1))
-        expect(events, E.RDMA_CM_EVENT_ADDR_RESOLVED)
-        nobody.resolve_route()
-        expect(events, E.RDMA_CM_EVENT_ROUTE_RESOLVED)
+        resolve(nobody, events, at("right", 1))
         nobody.connect()
         assert expect(events, E.RDMA_CM_EVENT_REJECTED).status == -errno.ECONNREFUSED
 
