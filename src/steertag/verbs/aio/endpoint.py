@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 
 from steertag.rdma.constants import WR_RDMA_READ, WR_RDMA_WRITE
 from steertag.rdma.cq import WC
@@ -11,7 +10,7 @@ from steertag.rdma.wr import RecvWR, SendWR
 from steertag.verbs.aio.completion import CQ, aio_cq, submit
 from steertag.verbs.aio.context import Context
 from steertag.verbs.cm import cmid as sync
-from steertag.verbs.cm.verbs import rdma_wr, recv_wr, send_wr
+from steertag.verbs.cm.verbs import rdma_wr, recv_wr, send_wr, with_queues
 from steertag.verbs.mr import MR
 from steertag.verbs.qp import QP, QPInitAttr
 
@@ -39,22 +38,11 @@ class EndpointVerbs:
     def create_qp(self) -> QP:
         """The queue pair, made now: receives can be posted before the connection is there."""
         if self.cmid.qp is None:
-            init = self._init
-            scq, rcq = init.scq, init.rcq
-            if scq is None:
-                scq = self._make_cq(init.cap.max_send_wr)
-            if rcq is None:
-                rcq = self._make_cq(init.cap.max_recv_wr)
-            made = copy.copy(init)
-            made.scq, made.rcq = scq, rcq
-            self.cmid.create_qp(made)
+            init, made = with_queues(self._init, lambda cqe: CQ(self.context, cqe))
+            self._own_cqs += made
+            self.cmid.create_qp(init)
         assert self.cmid.qp is not None
         return self.cmid.qp
-
-    def _make_cq(self, requests: int) -> CQ:
-        cq = CQ(self.context, requests + 1)
-        self._own_cqs.append(cq)
-        return cq
 
     # -- rdma_verbs.h --------------------------------------------------------------------------
 

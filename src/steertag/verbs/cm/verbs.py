@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import TypeVar
 
 from steertag.errors import os_error
 from steertag.rdma.constants import (
@@ -22,6 +24,8 @@ from steertag.verbs.cq import CQ
 from steertag.verbs.device import PD, Context, Managed
 from steertag.verbs.mr import MR
 from steertag.verbs.qp import QP, QPInitAttr
+
+_Queue = TypeVar("_Queue", bound=CQ)
 
 
 class EndpointVerbs(Managed):
@@ -88,19 +92,9 @@ class EndpointVerbs(Managed):
 
     def _make_qp(self) -> QP:
         if self.qp is None:
-            init = self._qp_init_attr
-            scq, rcq = init.scq, init.rcq
-            if scq is None:
-                scq = CQ(self.context, init.cap.max_send_wr + 1)
-            if rcq is None:
-                rcq = CQ(self.context, init.cap.max_recv_wr + 1)
-            self.qp = QP(
-                self.pd,
-                QPInitAttr(
-                    init.qp_type, init.qp_context, scq, rcq, init.srq, init.cap, init.sq_sig_all
-                ),
-            )
-            self._own_cqs = [q for q in (scq, rcq) if q not in (init.scq, init.rcq)]
+            init, made = with_queues(self._qp_init_attr, lambda cqe: CQ(self.context, cqe))
+            self.qp = QP(self.pd, init)
+            self._own_cqs = made
             if self._driver is not None:
                 self.qp.drive(self._driver)
         return self.qp
@@ -162,6 +156,23 @@ class EndpointVerbs(Managed):
         if self.qp is None:
             raise os_error(errno.ENOTCONN, "this CMID has no queue pair yet")
         return self.qp
+
+
+def with_queues(init: QPInitAttr, make: Callable[[int], _Queue]) -> tuple[QPInitAttr, list[_Queue]]:
+    """Attributes with a completion queue for either direction, and those of them that `make` made.
+
+    `make` is given how many completions a queue has to hold.
+    """
+    made: list[_Queue] = []
+    scq, rcq = init.scq, init.rcq
+    if scq is None:
+        scq = make(init.cap.max_send_wr + 1)
+        made.append(scq)
+    if rcq is None:
+        rcq = make(init.cap.max_recv_wr + 1)
+        made.append(rcq)
+    whole = QPInitAttr(init.qp_type, init.qp_context, scq, rcq, init.srq, init.cap, init.sq_sig_all)
+    return whole, made
 
 
 def recv_wr(mr: MR, length: int | None = None) -> RecvWR:
