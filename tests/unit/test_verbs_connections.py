@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from steertag.rdma.mpa_state import MpaState
 from steertag.rdma.qp_state import QpState
 from steertag.rdma.rnic import RnicLimits
+from steertag.runtime.driver import StreamDriver
 from steertag.runtime.listener import Listener
 from steertag.verbs import (
     CMID,
@@ -378,6 +380,22 @@ def test_connections_that_nobody_took_are_closed_with_the_listener() -> None:
         for peer in (silent, asking):
             with contextlib.suppress(ConnectionResetError):  # octets of ours were unread
                 assert peer.recv(1) == b""
+
+
+def test_who_waits_looks_again_when_a_stream_has_come() -> None:
+    looked = threading.Event()
+    with listening() as listener, ThreadPoolExecutor(1) as pool:
+        loop = listener.context.loop
+
+        def half_open() -> bool:
+            looked.set()
+            drivers = [one for one in loop.handlers() if isinstance(one, StreamDriver)]
+            return any(one.connection.state is MpaState.WAIT_REQUEST for one in drivers)
+
+        waiting = pool.submit(listener.context.wait_for, half_open, TIMEOUT)
+        assert looked.wait(TIMEOUT)
+        with socket.create_connection(listener.getsockname(), TIMEOUT):
+            assert waiting.result()
 
 
 def test_a_request_that_nobody_answered_in_time_is_not_given_out() -> None:

@@ -134,6 +134,7 @@ class Listener:
         connection = respond(self._loop, stream, self._changed, self._timeout, self._tap_for)
         self._half_open[connection[0]] = connection[1]
         self._changed()
+        self._loop.notify()
 
     def _changed(self) -> None:
         for connection, driver in list(self._half_open.items()):
