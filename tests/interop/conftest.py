@@ -31,3 +31,10 @@ def wire(guest: Guest, tmp_path: Path) -> Iterator[Wire]:
     wire = Wire(guest, tmp_path / "wire.pcap")
     yield wire
     wire.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test is the first to ask for the guest waits until it is built and booted."""
+    for item in items:
+        if "booted_guest" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(600))
