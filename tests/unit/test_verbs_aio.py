@@ -567,3 +567,11 @@ async def test_a_queue_that_lost_completions_fails_who_waits_for_them() -> None:
             assert lost.errno == errno.ENOBUFS
         with pytest.raises(OSError, match="lost"):
             await cq.get()
+
+
+@in_a_loop
+async def test_an_identifier_that_cannot_be_made_leaves_nothing_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TypeError, match="'somewhere'"):
+        aio.CMID("somewhere")  # type: ignore[arg-type]
+    assert len(os.listdir("/proc/self/fd")) == before

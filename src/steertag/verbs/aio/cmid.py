@@ -57,7 +57,12 @@ class CMID(EndpointVerbs):
         if not isinstance(context, Context):
             raise os_error(errno.EINVAL, "the domain is not of an aio.Context")
         init = qp_init_attr if qp_init_attr is not None else QPInitAttr()
-        cmid = request if request is not None else sync.CMID(creator, init, pd)
+        try:
+            cmid = request if request is not None else sync.CMID(creator, init, pd)
+        except Exception:
+            if self._own_context is not None:
+                self._own_context.close()
+            raise
         super().__init__(context, cmid, init)
         self.pd = pd
         self._answer: asyncio.Future[None] | None = None

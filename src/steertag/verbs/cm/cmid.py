@@ -64,6 +64,10 @@ class CMID(ConnectingId):
     ) -> None:
         if port_space != RDMA_PS_TCP:
             raise os_error(errno.EPROTONOSUPPORT, f"port space {port_space:#x}; it is RDMA_PS_TCP")
+        if not isinstance(creator, AddrInfo | CMEventChannel | CMEvent | None):
+            raise TypeError(
+                f"a CMID is made of an AddrInfo, a channel or an event, not {creator!r}"
+            )
         listener = request = None
         if isinstance(creator, CMEvent):
             listener = creator.listener_for(listen_id, pd)
@@ -318,14 +322,7 @@ class CMID(ConnectingId):
 
 
 def _domain_of(creator: object, listener: CMID | None) -> PD | None:
-    """The domain of a CMID that was given none; None: it needs one of its own.
-
-    Raises TypeError for a creator that is none.
-    """
+    """The domain of a CMID that was given none; None: it needs one of its own."""
     if listener is not None:
         return listener.pd
-    if isinstance(creator, CMEventChannel):
-        return creator.pd
-    if creator is None or isinstance(creator, AddrInfo):
-        return None
-    raise TypeError(f"a CMID is made of an AddrInfo, a channel or an event, not {creator!r}")
+    return creator.pd if isinstance(creator, CMEventChannel) else None
