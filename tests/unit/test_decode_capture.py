@@ -120,6 +120,18 @@ def test_a_pipe_will_do(change: Callable[[bytes], bytes]) -> None:
     assert list(read_capture(pipe)) == packets
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_a_compressed_capture_that_is_cut_gives_what_is_there(
+    compress: Callable[[bytes], bytes],
+) -> None:
+    packets = talk().packets
+    found: list[Packet] = []
+    with pytest.raises(WireError, match="decompress"):
+        found.extend(read_capture(io.BytesIO(compress(pcap(packets))[:-12])))
+    assert found
+    assert found == packets[: len(found)]
+
+
 HEAD = section() + interface(101)
 
 

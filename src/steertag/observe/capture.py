@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Final, NamedTuple, cast
+from typing import BinaryIO, Final, NamedTuple
 
 from steertag.errors import WireError
 
@@ -68,8 +68,7 @@ def read_capture(source: PathOrFile) -> Iterator[Packet]:
     with _opened(source) as file:
         head = file.read(4)
         if head.startswith(_GZIP_MAGIC):
-            unzipped = gzip.GzipFile(fileobj=_Rejoined(head, file))
-            yield from _read_compressed(io.BufferedReader(cast(io.RawIOBase, unzipped), _BUFFER))
+            yield from _read_compressed(io.BufferedReader(_Gzip(_Rejoined(head, file)), _BUFFER))
         elif head == _XZ_MAGIC:
             yield from _read_compressed(io.BufferedReader(_Xz(_Rejoined(head, file)), _BUFFER))
         else:
@@ -109,6 +108,21 @@ class _Rejoined(io.RawIOBase):
             octets, self._head = self._head[:size], self._head[size:]
             return octets
         return self._file.read(size)
+
+
+class _Gzip(io.RawIOBase):
+    """A gzip file read piece by piece: what comes before a cut isn't lost with it."""
+
+    def __init__(self, file: _Rejoined) -> None:
+        self._unzipped = gzip.GzipFile(fileobj=file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        octets = self._unzipped.read1(len(buffer))
+        buffer[: len(octets)] = octets
+        return len(octets)
 
 
 class _Xz(io.RawIOBase):
