@@ -218,5 +218,5 @@ def test_a_choice_that_fits_no_connection_is_told(file: str, choice: tuple[str, 
     assert done.returncode == 0
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1] == (
-        "none of the iWARP connections is among those that --stream and --port choose"
+        "no iWARP connection is among those that --stream and --port choose"
     )

@@ -55,7 +55,7 @@ def decode(
         return _json(frame_object(frame, start)) if as_json else line(frame, start)
 
     error = _print(file, decoder, printed, show, bad_only=bad_only)
-    _print_end(decoder, printed, error, as_json=as_json)
+    _print_end(decoder, printed, error, as_json=as_json, choosy=bool(streams or ports))
     if error is not None:
         sys.exit(_UNREADABLE)
     if decoder.summary.bad:
@@ -123,7 +123,9 @@ def _advice(decoder: Decoder) -> str:
     return "give a file of tcpdump's or Wireshark's, pcap or pcapng"
 
 
-def _print_end(decoder: Decoder, printed: _Printed, error: str | None, *, as_json: bool) -> None:
+def _print_end(
+    decoder: Decoder, printed: _Printed, error: str | None, *, as_json: bool, choosy: bool
+) -> None:
     from steertag.observe.decode import summary_lines, summary_object
 
     summary = decoder.summary
@@ -139,6 +141,8 @@ def _print_end(decoder: Decoder, printed: _Printed, error: str | None, *, as_jso
         lines = summary_lines(summary)
         if printed.stopped:
             lines.append("stopped at the limit: what follows in the capture wasn't looked at")
+        elif summary.tcp_streams and not summary.iwarp_streams and choosy:
+            lines.append("no iWARP connection is among those that --stream and --port choose")
         elif summary.tcp_streams and not summary.iwarp_streams:
             lines.append("no connection is iWARP by the looks of it; --port PORT insists on one")
         sys.stdout.flush()  # so that the summary comes last where both go to one place
