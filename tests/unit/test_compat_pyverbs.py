@@ -132,6 +132,7 @@ def test_an_error_of_the_program_is_a_traceback_and_status_1(tmp_path: Path) -> 
     ("arguments", "says"),
     [
         (["nothing.py"], "can't open nothing.py: No such file or directory"),
+        (["."], "can't open __main__.py: No such file or directory"),
         (["-m", "no.such.module"], "no module named no.such.module"),
         ([], "no program to run was named"),
         (["-m"], "no program to run was named"),

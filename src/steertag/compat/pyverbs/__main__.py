@@ -62,10 +62,11 @@ def _run_module(name: str) -> None:
 def _run_program(program: str) -> None:
     path = Path(program)
     try:
-        with path.open("rb") if not path.is_dir() else (path / "__main__.py").open("rb"):
+        needed = path / "__main__.py" if path.is_dir() else path
+        with needed.open("rb"):
             pass
     except OSError as exc:
-        _fail(f"can't open {program}: {exc.strerror}")
+        _fail(f"can't open {needed}: {exc.strerror}")
     sys.path[0] = str(path.resolve().parent)
     runpy.run_path(str(path.absolute()), run_name="__main__")
 
