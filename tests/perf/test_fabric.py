@@ -259,6 +259,17 @@ def test_who_is_no_counterpart_is_told_apart(answer: bytes, code: int, words: st
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("rping", "-c", "-C", 1, "-a"), ("ucmatose", "-s"), ("rdma-client", "-s")],
+    ids=lambda command: command[0],
+)
+def test_a_name_that_is_not_known_is_nobody_to_connect_to(command: tuple[str | int, ...]) -> None:
+    done = stag(*command, "nobody.invalid")
+    assert done.code == 5, done.err
+    assert "cannot connect to nobody.invalid:" in done.err
+
+
 class StrangeServer:
     """A server of one connection that answers each message with `answer`."""
 

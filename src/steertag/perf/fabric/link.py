@@ -179,7 +179,10 @@ def connected(
 
     Raises FabricError.
     """
-    address = v.AddrInfo(src=options.source, dst=options.address, dst_service=options.port)
+    try:
+        address = v.AddrInfo(src=options.source, dst=options.address, dst_service=options.port)
+    except OSError as exc:
+        raise cannot_connect(exc, options.where) from exc
     with v.CMID(address, attr, pd) as cmid:
         options.set_on(cmid)
         link = Link(cmid, options, options.where)
