@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from time import perf_counter
+from typing import NoReturn
 
 import pytest
+from click.testing import CliRunner
 
 from steertag import __version__
-from steertag.cli.main import COMMANDS
+from steertag.cli.main import COMMANDS, cli
 
 MODULES_AFTER_HELP = """
 import json, sys
@@ -49,6 +51,17 @@ def test_the_command_itself_imports_nothing_heavy(arguments: list[str]) -> None:
     imported = set(json.loads(done.stderr))
     assert imported & HEAVY == set()
     assert {name for name in imported if name.partition(".")[0] == "steertag"} == STEERTAG_AT_START
+
+
+def test_an_interrupt_while_a_command_is_imported_is_one_line_and_130(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_name: str) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    done = CliRunner().invoke(cli, ["demo"])
+    assert (done.exit_code, done.output) == (130, "stag: interrupted\n")
 
 
 def test_version_is_the_packages() -> None:

@@ -15,6 +15,8 @@ import click
 from steertag import __version__
 from steertag.cli import output
 
+_INTERRUPTED: Final = 130
+
 # name -> (module:attribute, one line for `stag --help`).
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("steertag.cli.transfer:serve", "Serve a directory to stag clients."),
@@ -50,8 +52,12 @@ class LazyGroup(click.Group):
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
-        with output.reader_may_leave():
-            return super().invoke(ctx)
+        try:
+            with output.reader_may_leave():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:  # before the command could take it, or it has no need to
+            click.echo("stag: interrupted", err=True)
+            raise SystemExit(_INTERRUPTED) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
