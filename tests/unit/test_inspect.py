@@ -166,6 +166,15 @@ def _a_file(path: Path) -> None:
     path.touch(0o600)
 
 
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / "missing" / "sockets"
+    with Program(ONE_RNIC, STEERTAG_INSPECT=str(directory)) as program:
+        errors = program.end()
+    assert errors == (
+        f"steertag: this process can't be inspected: {directory}: No such file or directory\n"
+    )
+
+
 @pytest.mark.parametrize("spoil", [_a_link, _open_to_others, _a_file])
 def test_a_directory_that_cannot_be_trusted_is_not_used(directory: Path, spoil: object) -> None:
     assert callable(spoil)

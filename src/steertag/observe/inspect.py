@@ -129,8 +129,10 @@ class Inspector:
             thread.start()
         except (OSError, RuntimeError) as exc:  # RuntimeError: the interpreter is ending
             self._failed = True
-            reason = exc.strerror if isinstance(exc, OSError) else None
-            _LOG.warning("steertag: this process can't be inspected: %s", reason or exc)
+            reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+            if isinstance(exc, OSError) and exc.filename is not None:
+                reason = f"{exc.filename}: {reason}"
+            _LOG.warning("steertag: this process can't be inspected: %s", reason)
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
