@@ -173,7 +173,7 @@ class StreamDriver:
         """Go on after one read of so many octets."""
         if octets > 0 and not self._drained:
             self.pump()
-        elif qp.wants_to_send or qp.state is not _RTS:
+        elif qp.tx.pending() or qp.state is not _RTS:
             self._send()
             self.settle()
 
