@@ -154,10 +154,8 @@ class QueuePair:
         is the first one that was not posted."""
         left: SendWR | None = wr
         while left is not None:
-            if self.state is _RTS:
-                left = self.tx.write_now(left, flags, linked=True)
-                if left is None:
-                    return
+            if self.state is _RTS and (left := self.tx.write_now(left, flags, linked=True)) is None:
+                return
             try:
                 self._queue(left, flags)
             except OSError as exc:

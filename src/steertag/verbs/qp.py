@@ -155,12 +155,13 @@ class QP(Managed):
             OSError: EINVAL, ENOMEM, EOPNOTSUPP: see `QueuePair.post_send`; EINVAL too in RTR.
                 `bad_wr` of the error is the first request that was not posted.
         """
-        post, flags = self.core.post_list, SEND_SIGNALED if self._signal_all else 0
+        flags = SEND_SIGNALED if self._signal_all else 0
         with self._lock:
-            self._check_may_send()
+            if self._ready_to_receive:
+                self._check_may_send()
             try:
                 if isinstance(wr, CoreSendWR):
-                    post(wr, flags)
+                    self.core.post_list(wr, flags)
                 else:
                     for one in each_of(wr):
                         self._post_one(one, flags)
