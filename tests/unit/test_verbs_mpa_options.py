@@ -93,3 +93,8 @@ def test_a_peer_without_peer_to_peer_mode_is_told_and_left() -> None:
                     octets += piece
     assert caught.value.code == "rtr"
     assert [said.code for said in terminates(octets)] == [mpa.E_NO_MATCHING_RTR]
+
+
+def test_one_kind_of_first_message_may_stand_for_itself() -> None:
+    assert ConnParam(rtr="write").rtr == ("write",)
+    assert ConnParam(rtr=["send", "read"]).rtr == ("send", "read")

@@ -59,7 +59,7 @@ class ConnParam:
         crc_required: bool = False,
         markers: bool = False,
         peer_to_peer: bool = False,
-        rtr: Sequence[RtrKind] | None = None,
+        rtr: Sequence[RtrKind] | RtrKind | None = None,
         revision_fallback: bool = False,
     ) -> None:
         self.responder_resources = resources if responder_resources is None else responder_resources
@@ -77,7 +77,8 @@ class ConnParam:
         self.crc_required = crc_required
         self.markers = markers
         self.peer_to_peer = peer_to_peer
-        self.rtr = RTR_KINDS if rtr is None else tuple(rtr)
+        # One kind may stand for itself: a string is a sequence too, of letters.
+        self.rtr = RTR_KINDS if rtr is None else (rtr,) if isinstance(rtr, str) else tuple(rtr)
         self.revision_fallback = revision_fallback
 
     @property

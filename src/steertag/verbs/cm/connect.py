@@ -119,7 +119,8 @@ class ConnectingId(AddressedId):
         with self.context.loop.lock:
             if self.address is None or not self.address.destinations:
                 raise os_error(
-                    errno.EINVAL, "a CMID connects to an AddrInfo with dst and dst_service"
+                    errno.EINVAL,
+                    "a CMID connects to an AddrInfo with dst and dst_service, or after resolve_addr",
                 )
             step(self.state, CmCall.CONNECT)
             # What can't be is found before a stream is opened.
