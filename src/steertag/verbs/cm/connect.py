@@ -120,7 +120,7 @@ class ConnectingId(AddressedId):
             if self.address is None or not self.address.destinations:
                 raise os_error(
                     errno.EINVAL,
-                    "a CMID connects to an AddrInfo with dst and dst_service, or after resolve_addr",
+                    "a CMID connects to an AddrInfo with dst and dst_service or after resolve_addr",
                 )
             step(self.state, CmCall.CONNECT)
             # What can't be is found before a stream is opened.
