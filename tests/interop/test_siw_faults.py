@@ -7,6 +7,7 @@ connection as if nothing had been.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -224,7 +225,8 @@ class Relay:
             server.close()
 
     def _copy(self, source: socket.socket, sink: socket.socket, from_client: bool) -> None:
-        try:
+        # Where one side resets the connection, the other hears of it when this one is closed.
+        with contextlib.suppress(OSError):
             while octets := source.recv(65536):
                 at = octets.find(self._mark)
                 if from_client is self._spoil_client and at >= 0 and not self.spoilt:
@@ -232,8 +234,6 @@ class Relay:
                     octets = octets[:at] + bytes([octets[at] ^ 1]) + octets[at + 1 :]
                 sink.sendall(octets)
             sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # one side reset the connection: the other hears of it when this one is closed
 
     def close(self) -> None:
         self._thread.join(TIMEOUT)

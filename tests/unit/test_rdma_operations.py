@@ -1,34 +1,23 @@
-"""The rarer operations of the RNIC: invalidation, windows, atomics, Immediate Data, shared queues.
+"""Send with Invalidate, Reads that invalidate, atomic operations, Immediate Data, inline data.
 
-RFC 5040 sections 3 and 5.3, RFC 7306, and the verbs' rules for memory windows and shared queues.
+RFC 5040 sections 3 and 5.3, RFC 7306.
 """
 
 from __future__ import annotations
 
 import errno
-import random
 import struct
 import sys
 
 import pytest
 
-from steertag.errors import StateError
 from steertag.rdma.connection import Offer
 from steertag.rdma.constants import (
-    ACCESS_LOCAL_WRITE,
-    ACCESS_MW_BIND,
     ACCESS_REMOTE_ATOMIC,
     ACCESS_REMOTE_INVALIDATE,
-    ACCESS_REMOTE_READ,
-    ACCESS_REMOTE_WRITE,
-    ACCESS_ZERO_BASED,
-    MW_TYPE_1,
-    MW_TYPE_2,
-    SEND_FENCE,
     SEND_INLINE,
     SEND_SIGNALED,
     SEND_SOLICITED,
-    WC_BIND_MW,
     WC_COMP_SWAP,
     WC_FETCH_ADD,
     WC_FLAG_WITH_IMM,
@@ -40,9 +29,7 @@ from steertag.rdma.constants import (
     WR_ATOMIC_CMP_AND_SWP,
     WR_ATOMIC_FETCH_AND_ADD,
     WR_ATOMIC_SWAP,
-    WR_BIND_MW,
     WR_LOCAL_INV,
-    WR_RDMA_READ,
     WR_RDMA_READ_WITH_INV,
     WR_RDMA_WRITE,
     WR_RDMA_WRITE_WITH_IMM,
@@ -51,16 +38,11 @@ from steertag.rdma.constants import (
     WR_SEND_WITH_INV,
     WcStatus,
 )
-from steertag.rdma.cq import CompletionQueue
-from steertag.rdma.memory import Window, WindowBind
-from steertag.rdma.qp import QpCap
 from steertag.rdma.qp_state import QpState
-from steertag.rdma.wr import SGE, RecvWR, SendWR
+from steertag.rdma.wr import SGE, SendWR
 from steertag.wire import ddp, rdmap
 from tests.sim.ends import (
-    CAP,
     End,
-    Pair,
     drain,
     feed,
     fpdu,
@@ -69,53 +51,13 @@ from tests.sim.ends import (
     lone,
     pair,
     pattern,
-    read_request_fpdu,
     send_fpdu,
     tagged,
     untagged,
     write_fpdu,
 )
-from tests.sim.refusals import LARGE, OPERATION, PROTECTION, SMALL, TAGGED, UNTAGGED, refused
-
-OK = WcStatus.SUCCESS
-EVERYTHING = (
-    ACCESS_LOCAL_WRITE
-    | ACCESS_REMOTE_READ
-    | ACCESS_REMOTE_WRITE
-    | ACCESS_REMOTE_ATOMIC
-    | ACCESS_MW_BIND
-)
-INLINE_CAP = QpCap(
-    max_send_wr=64, max_recv_wr=64, max_send_sge=8, max_recv_sge=8, max_inline_data=512
-)
-
-
-def ends() -> tuple[End, End]:
-    return End(1, access=EVERYTHING, cap=INLINE_CAP), End(2, access=EVERYTHING, cap=INLINE_CAP)
-
-
-def joined() -> Pair:
-    client, server = ends()
-    return pair(client=client, server=server)
-
-
-def post(end: End, opcode: int, wr_id: int = 1, *parts: tuple[int, int], **fields: int) -> None:
-    flags = fields.pop("flags", SEND_SIGNALED)
-    wr = SendWR(wr_id, sg=[end.sge(*part) for part in parts], opcode=opcode, send_flags=flags)
-    for name, value in fields.items():
-        setattr(wr, name, value)
-    end.qp.post_send(wr)
-
-
-def bind(end: End, window: Window, stag: int, at: int, length: int, access: int) -> None:
-    wr = SendWR(9, opcode=WR_BIND_MW)
-    wr.bind = WindowBind(window, stag, end.region, end.region.base + at, length, access)
-    end.qp.post_send(wr)
-
-
-def word(end: End, at: int) -> int:
-    return int.from_bytes(end.memory[at : at + 8], sys.byteorder)
-
+from tests.sim.operations import EVERYTHING, OK, ends, joined, post, word
+from tests.sim.refusals import LARGE, OPERATION, PROTECTION, SMALL, UNTAGGED, refused
 
 # -- Send with Invalidate --------------------------------------------------------------------------
 
@@ -513,179 +455,6 @@ def test_immediate_data_that_breaks_a_rule_is_refused() -> None:
     refused(end, untagged(immediate, 0, 1, bytes(8)), OPERATION, rdmap.O_UNEXPECTED_OPCODE)
 
 
-# -- memory windows --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [8, SMALL, LARGE])
-@pytest.mark.parametrize("kind", [MW_TYPE_1, MW_TYPE_2])
-def test_a_window_gives_the_peer_a_part_of_a_region(kind: int, size: int) -> None:
-    both = joined()
-    client, server = both.client, both.server
-    window = server.rnic.alloc_window(server.pd, kind)
-    stag = server.rnic.table.next_window_stag(window)
-    access = ACCESS_REMOTE_WRITE | ACCESS_REMOTE_READ
-    bind(server, window, stag, 1000, LARGE, access)
-    server.qp.tx.held = False  # it speaks first here, which only a bind does
-    both.run()
-    (wc,) = server.sent()
-    assert (wc.status, wc.opcode) == (OK, WC_BIND_MW)
-    client.memory[:size] = pattern(size)
-    for opcode in (WR_RDMA_WRITE, WR_RDMA_READ):
-        at = 0 if opcode == WR_RDMA_WRITE else 100_000
-        post(client, opcode, 1, (at, size), rkey=stag, remote_addr=server.region.base + 1000)
-    both.run()
-    assert ids(client.sent()) == [(1, OK), (1, OK)]
-    assert server.memory[1000 : 1000 + size] == pattern(size)
-    assert client.memory[100_000 : 100_000 + size] == pattern(size)
-    # Beyond the window, though inside the region:
-    post(client, WR_RDMA_WRITE, 2, (0, 8), rkey=stag, remote_addr=server.region.base)
-    both.run()
-    assert "outside" in server.qp.end_reason
-    with pytest.raises(OSError, match="windows") as caught:
-        server.rnic.deregister(server.region)
-    assert caught.value.errno == errno.EBUSY
-    server.rnic.dealloc_window(window)
-    server.rnic.deregister(server.region)
-
-
-def bound(kind: int, access: int = ACCESS_REMOTE_WRITE, *, to: int = 0) -> tuple[End, Window, int]:
-    end = lone(access=EVERYTHING)
-    window = end.rnic.alloc_window(end.pd, kind)
-    stag = end.rnic.table.next_window_stag(window)
-    bind(end, window, stag, to, 1000, access)
-    drain(end)
-    assert ids(end.sent()) == [(9, OK)]
-    return end, window, stag
-
-
-def test_a_window_grants_what_it_was_bound_with_and_no_more() -> None:
-    end, _, stag = bound(MW_TYPE_1, ACCESS_REMOTE_WRITE)
-    request = rdmap.ReadRequest(1, 1, 8, stag, end.region.base)
-    refused(end, read_request_fpdu(request), PROTECTION, rdmap.P_ACCESS)
-
-
-def test_a_window_with_offsets_of_its_own_begins_at_zero() -> None:
-    end, _, stag = bound(MW_TYPE_2, ACCESS_REMOTE_WRITE | ACCESS_ZERO_BASED, to=500)
-    feed(end, write_fpdu(stag, 3, b"abc"))
-    assert end.memory[503:506] == b"abc"
-
-
-def test_a_window_of_type_2_is_for_the_queue_pair_that_bound_it() -> None:
-    for kind in (MW_TYPE_1, MW_TYPE_2):
-        end, _, stag = bound(kind)
-        other = end.rnic.create_qp(end.pd, CompletionQueue(8), CompletionQueue(8), CAP)
-        other.connected(crc=True, ird=1, ord=1, held=False, max_ulpdu=65534)
-        end.qp = other
-        octets = write_fpdu(stag, end.region.base, b"abc")
-        if kind == MW_TYPE_1:
-            feed(end, octets)
-            assert end.memory[:3] == b"abc"
-        else:
-            refused(end, octets, TAGGED, ddp.T_STAG_NOT_ASSOCIATED)
-
-
-def test_an_unbound_or_rebound_window_is_no_longer_found_under_its_old_stag() -> None:
-    end, window, stag = bound(MW_TYPE_1)
-    later = end.rnic.table.next_window_stag(window)
-    assert (later >> 8, later != stag) == (stag >> 8, True)
-    bind(end, window, later, 0, 1000, ACCESS_REMOTE_WRITE)
-    drain(end)
-    feed(end, write_fpdu(later, end.region.base, b"abc"))
-    assert end.memory[:3] == b"abc"
-    refused(end, write_fpdu(stag, end.region.base, b"xyz"), TAGGED, ddp.T_INVALID_STAG)
-
-
-def test_a_window_of_type_1_is_unbound_by_binding_it_to_nothing() -> None:
-    end, window, stag = bound(MW_TYPE_1)
-    later = end.rnic.table.next_window_stag(window)
-    bind(end, window, later, 0, 0, 0)
-    drain(end)
-    assert not end.region.windows
-    refused(end, write_fpdu(stag, end.region.base, b"abc"), TAGGED, ddp.T_INVALID_STAG)
-
-
-@pytest.mark.parametrize("by_peer", [False, True])
-def test_a_window_of_type_2_is_invalidated_by_either_side(by_peer: bool) -> None:
-
-    end, window, stag = bound(MW_TYPE_2)
-    if by_peer:
-        end.recv((0, 8), wr_id=4)
-        header = ddp.Untagged(True, rdmap.control(rdmap.Opcode.SEND_INVALIDATE), 0, 1, 0, stag)
-        feed(end, fpdu(header))
-        (wc,) = end.got()
-        assert (wc.wr_id, wc.invalidated_rkey) == (4, stag)
-    else:
-        post(end, WR_LOCAL_INV, 2, invalidate_rkey=stag)
-        drain(end)
-        assert ids(end.sent()) == [(2, OK)]
-    assert window.region is None
-    bind(end, window, stag ^ 1, 0, 8, ACCESS_REMOTE_WRITE)
-    drain(end)
-    assert ids(end.sent()) == [(9, OK)]
-    refused(end, write_fpdu(stag, end.region.base, b"abc"), TAGGED, ddp.T_INVALID_STAG)
-
-
-@pytest.mark.parametrize(
-    ("what", "kind"),
-    [
-        ("another index", MW_TYPE_2),
-        ("bound twice", MW_TYPE_2),
-        ("bound to nothing", MW_TYPE_2),
-        ("more octets than there are", MW_TYPE_1),
-        ("a right that is no remote one", MW_TYPE_1),
-        ("a region without the right to bind", MW_TYPE_1),
-        ("writing into what isn't writable", MW_TYPE_2),
-        ("another domain", MW_TYPE_1),
-    ],
-)
-def test_a_bind_that_may_not_be_fails_and_ends_the_queue_pair(what: str, kind: int) -> None:
-    end = lone(access=EVERYTHING)
-    window = end.rnic.alloc_window(end.pd, kind)
-    stag, length, access = window.stag ^ 1, 100, ACCESS_REMOTE_WRITE
-    if what == "another index":
-        stag ^= 1 << 8
-    elif what == "bound twice":
-        bind(end, window, stag, 0, 8, access)
-        drain(end)
-        assert ids(end.sent()) == [(9, OK)]
-    elif what == "bound to nothing":
-        length = 0
-    elif what == "more octets than there are":
-        length = len(end.memory) + 1
-    elif what == "a right that is no remote one":
-        access = ACCESS_LOCAL_WRITE
-    elif what == "a region without the right to bind":
-        end.region = end.rnic.register(end.pd, end.memory, EVERYTHING & ~ACCESS_MW_BIND)
-    elif what == "writing into what isn't writable":
-        rights = ACCESS_REMOTE_READ | ACCESS_MW_BIND
-        end.region = end.rnic.register(end.pd, end.memory, rights)
-    else:
-        window = end.rnic.alloc_window(end.rnic.alloc_pd(), kind)
-        stag = window.stag ^ 1
-    bind(end, window, stag, 0, length, access)
-    drain(end)
-    assert ids(end.sent()) == [(9, WcStatus.MW_BIND_ERR)]
-    assert end.qp.state is QpState.ERROR
-
-
-def test_a_window_is_not_a_local_key() -> None:
-    end, _, stag = bound(MW_TYPE_1)
-    end.qp.post_send(SendWR(4, sg=[SGE(end.region.base, 8, stag)], opcode=WR_SEND))
-    drain(end)
-    assert ids(end.sent()) == [(4, WcStatus.LOC_PROT_ERR)]
-
-
-def test_a_domain_with_a_window_is_busy() -> None:
-    end = lone()
-    pd = end.rnic.alloc_pd()
-    window = end.rnic.alloc_window(pd, MW_TYPE_1)
-    with pytest.raises(OSError, match="belong") as caught:
-        end.rnic.dealloc_pd(pd)
-    assert caught.value.errno == errno.EBUSY
-    end.rnic.dealloc_window(window)
-    end.rnic.dealloc_pd(pd)
-
-
 # -- inline data -----------------------------------------------------------------------------------
 
 
@@ -728,238 +497,3 @@ def test_inline_data_needs_no_key_but_has_a_limit() -> None:
         with pytest.raises(OSError, match="inline") as caught:
             client.qp.post_send(wr)
         assert caught.value.errno == errno.EINVAL
-
-
-# -- shared receive queues -------------------------------------------------------------------------
-
-
-def sharing(count: int) -> tuple[list[Pair], End, list[str], list[None]]:
-    """`count` connections to queue pairs of one RNIC that share a receive queue."""
-    events: list[str] = []
-    limits: list[None] = []
-    first = End(2)
-    srq = first.rnic.create_srq(first.pd, 64, 4, lambda: limits.append(None))
-    first.rnic.on_event = lambda name, _: events.append(name)
-    pairs = []
-    for n in range(count):
-        server = End(50 + n)
-        server.rnic, server.pd, server.region = first.rnic, first.pd, first.region
-        server.memory = first.memory
-        server.qp = first.rnic.create_qp(first.pd, server.scq, server.rcq, CAP, None, srq)
-        pairs.append(pair(client=End(10 + n), server=server))
-    return pairs, first, events, limits
-
-
-def test_queue_pairs_take_their_receives_from_a_shared_queue_in_turn() -> None:
-    pairs, first, _, _ = sharing(3)
-    (srq,) = first.rnic.srqs
-    for n in range(6):
-        srq.post_recv(RecvWR(n, sg=[first.sge(1000 * n, 1000)]))
-    for n in range(6):
-        client = pairs[n % 3].client
-        client.memory[:4] = b"%04d" % n
-        client.send((0, 4))
-        pairs[n % 3].run()
-        (wc,) = pairs[n % 3].server.got()
-        assert (wc.wr_id, wc.status, wc.qp_num) == (n, OK, pairs[n % 3].server.qp.qp_num)
-        assert first.memory[1000 * n : 1000 * n + 4] == b"%04d" % n
-    pairs[0].client.send((0, 4))
-    pairs[0].run()
-    assert "without a posted receive" in pairs[0].server.qp.end_reason
-    srq.post_recv(RecvWR(9, sg=[first.sge(0, 100)]))
-    pairs[1].client.send((0, 4))
-    pairs[1].run()
-    assert ids(pairs[1].server.got()) == [(9, OK)]
-
-
-def test_a_limit_is_told_once_when_too_few_receives_are_left() -> None:
-    pairs, first, _, limits = sharing(1)
-    (srq,) = first.rnic.srqs
-    for n in range(4):
-        srq.post_recv(RecvWR(n, sg=[first.sge(0, 100)]))
-    srq.arm_limit(3)
-    for told in (0, 1, 1):
-        pairs[0].client.send((0, 4))
-        pairs[0].run()
-        assert (len(limits), srq.limit) == (told, 0 if told else 3)
-    srq.arm_limit(2)
-    assert len(limits) == 2
-
-
-def test_a_queue_pair_that_ends_leaves_the_shared_receives_to_the_others() -> None:
-    pairs, first, events, _ = sharing(2)
-    (srq,) = first.rnic.srqs
-    for n in range(3):
-        srq.post_recv(RecvWR(n, sg=[first.sge(0, 100_000)]))
-    pairs[0].client.send((0, 60_000))
-    for _ in range(3):
-        pairs[0].link.step()
-    pairs[0].link.cut()
-    assert [wc.status for wc in pairs[0].server.got()] in ([], [WcStatus.WR_FLUSH_ERR], [OK])
-    assert events == ["IBV_EVENT_QP_LAST_WQE_REACHED"]
-    pairs[1].client.send((0, 4))
-    pairs[1].run()
-    assert [wc.status for wc in pairs[1].server.got()] == [OK]
-    with pytest.raises(OSError, match="use the shared") as caught:
-        first.rnic.destroy_srq(srq)
-    assert caught.value.errno == errno.EBUSY
-    for each in pairs:
-        first.rnic.destroy_qp(each.server.qp)
-    first.rnic.destroy_srq(srq)
-
-
-def test_what_a_shared_queue_cannot_take_is_refused() -> None:
-    end = End()
-    srq = end.rnic.create_srq(end.pd, 2, 1)
-    for n in range(2):
-        srq.post_recv(RecvWR(n, sg=[end.sge(0, 1)]))
-    with pytest.raises(OSError, match="full") as caught:
-        srq.post_recv(RecvWR(2))
-    assert caught.value.errno == errno.ENOMEM
-    for change in (lambda: srq.arm_limit(3), lambda: srq.resize(1), lambda: srq.arm_limit(-1)):
-        with pytest.raises(OSError) as caught:  # noqa: PT011
-            change()
-        assert caught.value.errno == errno.EINVAL
-    srq.resize(3)
-    with pytest.raises(OSError, match="elements") as caught:
-        srq.post_recv(RecvWR(2, sg=[end.sge(0, 1), end.sge(0, 1)]))
-    assert caught.value.errno == errno.EINVAL
-    other = end.rnic.alloc_pd()
-    with pytest.raises(OSError, match="domain"):
-        end.rnic.create_qp(other, end.scq, end.rcq, CAP, None, srq)
-    qp = end.rnic.create_qp(end.pd, end.scq, end.rcq, CAP, None, srq)
-    with pytest.raises(OSError, match="SRQ"):
-        qp.post_recv(RecvWR(1))
-
-
-# -- states ----------------------------------------------------------------------------------------
-
-
-def test_a_drained_queue_pair_finishes_what_has_begun_and_begins_nothing() -> None:
-    both = joined()
-    client, server = both.client, both.server
-    events: list[str] = []
-    client.rnic.on_event = lambda name, _: events.append(name)
-    client.read(server.region, 0, 0, LARGE, wr_id=1)
-    assert client.qp.data_to_send()
-    client.qp.modify(QpState.SQD)
-    for wr_id in (2, 3):
-        client.write(server.region, 0, 0, 8, wr_id=wr_id)
-    both.run()
-    assert ids(client.sent()) == [(1, OK)]
-    assert events == ["IBV_EVENT_SQ_DRAINED"]
-    # The peer's requests are still answered.
-    server.read(client.region, 0, 0, 8, wr_id=7)
-    both.run()
-    assert ids(server.sent()) == [(7, OK)]
-    client.qp.modify(QpState.RTS)
-    both.run()
-    assert ids(client.sent()) == [(2, OK), (3, OK)]
-    assert len(events) == 1
-
-
-def test_a_queue_pair_in_error_flushes_and_one_that_was_reset_begins_anew() -> None:
-    both = joined()
-    client = both.client
-    client.recv((0, 8), wr_id=1)
-    client.qp.modify(QpState.SQD)
-    client.write(both.server.region, 0, 0, 8, wr_id=2)
-    client.qp.modify(QpState.ERROR)
-    assert ids(client.sent()) == [(2, WcStatus.WR_FLUSH_ERR)]
-    assert ids(client.got()) == [(1, WcStatus.WR_FLUSH_ERR)]
-    both.run()
-    assert both.server.qp.state is QpState.ERROR
-    client.qp.modify(QpState.RESET)
-    with pytest.raises(OSError, match="RESET"):
-        client.recv((0, 8))
-    client.qp.modify(QpState.INIT)
-    again = pair(client=client, server=End(5))
-    client.write(again.server.region, 0, 0, 8, wr_id=3)
-    again.run()
-    assert ids(client.sent()) == [(3, OK)]
-
-
-def test_closing_a_queue_pair_that_has_ended_changes_nothing() -> None:
-    reasons: list[str] = []
-    end = End()
-    end.qp = end.rnic.create_qp(end.pd, end.scq, end.rcq, CAP, reasons.append)
-    end.qp.connected(crc=True, ird=1, ord=1, held=False, max_ulpdu=65534)
-    end.qp.stream_lost("reset")
-    end.qp.close()
-    assert (reasons, end.qp.end_reason) == (["reset"], "reset")
-
-
-def test_a_change_of_state_that_there_is_none_of_is_a_state_error() -> None:
-    end = lone()
-    for state in (QpState.RESET, QpState.INIT, QpState.CLOSING, QpState.TERMINATE):
-        with pytest.raises(StateError):
-            end.qp.modify(state)
-    with pytest.raises(StateError):
-        End().qp.modify(QpState.RTS)
-    with pytest.raises(StateError):
-        End().qp.modify(QpState.SQD)
-
-
-def test_a_fence_waits_for_reads_and_atomics_before_it() -> None:
-    both = joined()
-    client, server = both.client, both.server
-    server.memory[:8] = (41).to_bytes(8, sys.byteorder)
-    wr = SendWR(1, sg=[client.sge(0, 8)], opcode=WR_ATOMIC_FETCH_AND_ADD)
-    wr.set_wr_atomic(server.region.stag, server.region.base, 1)
-    client.qp.post_send(wr)
-    # What the operation brought here goes out again.
-    client.write(server.region, 0, 100, 8, 2, SEND_SIGNALED | SEND_FENCE)
-    both.run()
-    assert ids(client.sent()) == [(1, OK), (2, OK)]
-    assert (word(server, 0), word(server, 100)) == (42, 41)
-
-
-@pytest.mark.parametrize("size", [SMALL, LARGE // 2])
-@pytest.mark.parametrize("cut", [None, 7])
-def test_tagged_and_untagged_segments_of_a_peer_may_interleave(size: int, cut: int | None) -> None:
-    """RFC 5041 section 5: those of one message are in order, whatever comes between them."""
-    end = lone()
-    end.recv((0, 2 * size), wr_id=1)
-    peer_stag = 0x1234
-    end.qp.post_send(
-        SendWR(
-            2,
-            sg=[end.sge(2 * size, 2 * size)],
-            opcode=WR_RDMA_READ,
-            rkey=peer_stag,
-        )
-    )
-    drain(end)
-    sent, read, written = pattern(2 * size, 1), pattern(2 * size, 2), pattern(size, 3)
-    sink, stag = end.region.base + 2 * size, end.region.stag
-    response = rdmap.Opcode.READ_RESPONSE
-    octets = b"".join(
-        (
-            send_fpdu(sent[:size], last=False),
-            tagged(response, stag, sink, read[:size], last=False),
-            write_fpdu(stag, end.region.base + 4 * size, written[: size // 2], last=False),
-            send_fpdu(sent[size:], mo=size),
-            write_fpdu(stag, end.region.base + 4 * size + size // 2, written[size // 2 :]),
-            tagged(response, stag, sink + size, read[size:]),
-        )
-    )
-    feed(end, octets, None if cut is None else random.Random(cut))
-    assert ids(end.got()) == [(1, OK)]
-    assert ids(end.sent()) == [(2, OK)]
-    assert end.memory[: 5 * size] == sent + read + written
-
-
-def test_sequence_numbers_wrap_at_32_bits() -> None:
-    client, server = ends()
-    last = 0xFFFFFFFE
-    both = pair(offer=Offer(), client=client, server=server)
-    client.qp.tx.send_msn = server.qp.inbound.receive_msn = last
-    client.qp.tx.read_msn = server.qp.inbound.request_msn = last
-    for n in range(5):
-        server.recv((0, 8), wr_id=n)
-        client.send((0, 8), wr_id=n)
-        client.read(server.region, 0, 0, 8, wr_id=n + 10)
-    both.run()
-    assert ids(server.got()) == [(n, OK) for n in range(5)]
-    assert len(client.sent()) == 10
-    assert client.qp.tx.send_msn == client.qp.tx.read_msn == 3
