@@ -7,11 +7,10 @@ connection as if nothing had been.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -226,7 +225,7 @@ class Relay:
 
     def _copy(self, source: socket.socket, sink: socket.socket, from_client: bool) -> None:
         # Where one side resets the connection, the other hears of it when this one is closed.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             while octets := source.recv(65536):
                 at = octets.find(self._mark)
                 if from_client is self._spoil_client and at >= 0 and not self.spoilt:
