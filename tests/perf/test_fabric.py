@@ -259,6 +259,15 @@ def test_who_is_no_counterpart_is_told_apart(answer: bytes, code: int, words: st
     assert done.err.count("\n") == 1
 
 
+def test_who_says_nothing_speaks_no_iwarp() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = stag("rping", "-c", *HERE, "-p", port, "-C", 1, "--timeout", 1)
+    assert done.code == 6, done.err
+    assert "no MPA Reply" in done.err
+    assert done.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "command",
     [("rping", "-c", "-C", 1, "-a"), ("ucmatose", "-s"), ("rdma-client", "-s")],

@@ -34,7 +34,7 @@ class Disconnected(FabricError):
     """The peer closed the connection between two messages."""
 
 
-_NOT_IWARP: Final = frozenset({"garbled", "closed", "revision"})
+_NOT_IWARP: Final = frozenset({"garbled", "closed", "revision", "timeout"})
 _ADVICE: Final = {
     "rejected": "is it the program that you meant to reach?",
     "timeout": "does it speak iWARP?",
