@@ -60,6 +60,15 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
     assert_one_line(stag(*arguments), 2)
 
 
+def test_standard_output_is_no_destination(
+    server: Serving, served: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_file(served / "file", 10)
+    monkeypatch.chdir(here)
+    assert_one_line(stag("get", server.url + "file", "-"), 2, "verified", "./-")
+    assert os.listdir(here) == []
+
+
 def test_a_file_that_is_not_there_is_3(server: Serving, here: Path) -> None:
     assert_one_line(stag("get", server.url + "no%0Ane", here), 3, "no\\x0ane", "stag ls")
     assert_one_line(stag("put", here / "none", server.url), 3, "none")

@@ -212,6 +212,10 @@ def get(
     leaf = where.path.rsplit("/", 1)[-1]
     if not leaf:
         raise TransferError(ExitCode.USAGE, f"{where} names no file; `stag ls` lists what is there")
+    if dest == "-":
+        raise TransferError(
+            ExitCode.USAGE, "a file is verified before it is shown: name one (./- for that name)"
+        )
     destination = Path(dest or leaf)
     if dest and (destination.is_dir() or dest.endswith("/")):
         destination = destination / leaf
