@@ -20,6 +20,7 @@ from steertag.family.const import NPROTO, SOCK_MAX, SOCK_TYPE_MASK
 from steertag.family.lock import StackLock
 from steertag.family.socket import Socket
 from steertag.family.sysctl import CtlTable, Sysctl, ascending, core_tables
+from steertag.family.timer import TimerBase
 
 if TYPE_CHECKING:
     import socket as host
@@ -45,6 +46,7 @@ class Stack:
     Attributes:
         lock: see steertag.family.lock for its law.
         sysctl: the parameters.
+        timers: see steertag.family.timer; run by whoever drives the Stack.
         protocols: registered protocols, newest first, as /proc/net/protocols has them.
         socks: every sock alive, those without a user included.
         devices: registered devices, by name (steertag.device).
@@ -66,6 +68,7 @@ class Stack:
         self.clock = clock
         self.rng = rng if rng is not None else random.Random()
         self.sysctl = Sysctl()
+        self.timers = TimerBase()
         for table in core_tables():
             self.sysctl.register(table)
         self.protocols: list[Proto] = []

@@ -1,0 +1,1 @@
+"""AF_INET_NEW_TCP: TCP/IP in user space."""

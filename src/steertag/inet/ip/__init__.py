@@ -1,0 +1,1 @@
+"""The network layer: IPv4, IPv6, ICMP, ARP, ND, routes."""
