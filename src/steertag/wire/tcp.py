@@ -167,6 +167,7 @@ class Segment:
         urgent: the urgent pointer.
         options: raw option octets.
         tsval, tsecr: the timestamps option's; tsval None without.
+        sacks: blocks of the SACK option.
         payload: octets of the stream, a view of the frame.
     """
 
@@ -177,6 +178,7 @@ class Segment:
         "flags",
         "options",
         "payload",
+        "sacks",
         "seq",
         "source",
         "tsecr",
@@ -196,6 +198,7 @@ class Segment:
     options: memoryview
     tsval: int | None
     tsecr: int
+    sacks: tuple[tuple[int, int], ...]
     payload: memoryview
 
     def all_options(self) -> Options:
@@ -236,6 +239,7 @@ def parse_untrusted(data: memoryview) -> Segment:
     segment.options = options = data[HEADER_LEN:header]
     segment.tsval = None
     segment.tsecr = 0
+    segment.sacks = ()
     if header == HEADER_LEN + 12:
         prefix, tsval, tsecr = _TS_ALIGNED.unpack(options)
         if prefix == _TS_PREFIX:
@@ -243,7 +247,7 @@ def parse_untrusted(data: memoryview) -> Segment:
             return segment
     if header > HEADER_LEN:
         parsed = parse_options_untrusted(options)
-        segment.tsval, segment.tsecr = parsed.tsval, parsed.tsecr
+        segment.tsval, segment.tsecr, segment.sacks = parsed.tsval, parsed.tsecr, parsed.sacks
     return segment
 
 
