@@ -1,0 +1,90 @@
+"""Our Stack over a memory link, with a clock set by hand: a side of tests.inet.script."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any, Final
+
+from steertag.device import memory_link
+from steertag.family.stack import Stack
+from steertag.inet import AF_INET_NEW_TCP, inet_net, register
+from steertag.socket import socket as new_socket
+from tests.inet import namespace
+
+_QUIET: Final = 4000.0
+"""Seconds after which nothing may be left of a connection whose peer is silent."""
+
+
+class Ours:
+    """Our Stack over a memory link, with a clock set by hand."""
+
+    exact = True
+
+    def __init__(self, mtu: int, sysctls: dict[str, int | str]) -> None:
+        self._now = 1000.0
+        self.stack = Stack(clock=self.now, rng=random.Random(1), load_family=None)
+        register(self.stack)
+        self.net = inet_net(self.stack)
+        self.net.secret = bytes(range(16))
+        near, self._far = memory_link(("near", "far"), mtu=mtu)
+        addresses = (f"{namespace.THEIRS[0]}/24", f"{namespace.THEIRS[1]}/64")
+        self.net.add_device(near, addresses)
+        for name, value in sysctls.items():
+            self.sysctl(name, value)
+        self._sent: deque[bytes] = deque()
+
+    def now(self) -> float:
+        return self._now
+
+    def inject(self, packet: bytes) -> None:
+        self._far.transmit([packet])
+
+    def _collect(self) -> None:
+        while (frame := self._far.receive()) is not None:
+            self._sent.append(bytes(frame.data))
+
+    def _to_next_timer(self, end: float) -> bool:
+        """Run what comes next; False, and the clock at `end`, if nothing does until then."""
+        deadline = self.stack.timers.deadline
+        if deadline is None or deadline > end:
+            self._now = max(self._now, end)
+            return False
+        self._now = max(self._now, deadline)
+        with self.stack.lock:
+            self.stack.timers.run(self._now)
+        return True
+
+    def next_packet(self, timeout: float) -> bytes | None:
+        end = self._now + timeout
+        while True:
+            self._collect()
+            if self._sent:
+                return self._sent.popleft()
+            if not self._to_next_timer(end):
+                return None
+
+    def sleep(self, seconds: float) -> None:
+        end = self._now + seconds
+        while self._to_next_timer(end):
+            pass
+
+    def socket(self, family: int, kind: int) -> Any:  # noqa: ANN401  # as of Side
+        sock = new_socket(AF_INET_NEW_TCP, kind, stack=self.stack)
+        sock.setblocking(False)
+        return sock
+
+    def sysctl(self, name: str, value: int | str) -> None:
+        self.stack.sysctl.write(name, str(value))
+
+    def close(self) -> None:
+        """Everything must end by itself, with a peer that is silent."""
+        self.sleep(_QUIET)
+        left = [repr(sk) for sk in self.stack.socks]
+        charged = {
+            prot.name: prot.memory_allocated.value
+            for prot in self.stack.protocols
+            if prot.memory_allocated is not None and prot.memory_allocated.value
+        }
+        pending = self.stack.timers.pending
+        assert (left, charged, pending) == ([], {}, 0), "left over after the script"
