@@ -15,9 +15,12 @@ from steertag.inet.sock import IpSock
 from steertag.inet.tcp.skb import TcpSkb
 
 if TYPE_CHECKING:
+    from steertag.family.skbuff import Buffer
     from steertag.family.timer import Timer
     from steertag.inet.ip.dst import Dst
     from steertag.inet.tcp.cong.registry import CongestionOps
+    from steertag.inet.tcp.hash import BindBucket, Key
+    from steertag.inet.tcp.listen import RequestSock
     from steertag.inet.tcp.ofo import OfoQueue
     from steertag.inet.tcp.rtx import RtxQueue
 
@@ -79,6 +82,17 @@ class TcpSock(IpSock):
         tlp_high_seq, rack_*, high_seq, undo_marker, undo_retrans, prior_ssthresh, prior_cwnd.
     Congestion: cwnd, ssthresh: octets. cwnd_clamp. ca: the algorithm; ca_priv: its state.
         max_out, is_cwnd_limited: what cwnd validation (RFC 7661) goes by.
+    Opening: bind_bucket: who else has the port. bindport_lock: the user chose it, so it stays after
+        the connection. hash_key: under which the sock is found as a connection.
+        A listener's: syn_queue: its requests; syn_young: those not answered a second time yet;
+        save_syn: TCP_SAVE_SYN; fastopen_qmax: TCP_FASTOPEN; fastopen_qlen: children that have not
+        seen their last ACK.
+        A child's: saved_syn: headers of its SYN; snt_synack: when the SYN-ACK left, 0.0 if twice;
+        fastopen_rsk: its request, until the SYN-ACK is acknowledged.
+        A client's: fastopen_connect, fastopen_no_cookie: the options. defer_connect: connect() was
+        called and the SYN waits for data. fast_open_cookie: the option of our SYN, b"" asks for a
+        cookie. fastopen_data: what is to go with the SYN. syn_data: data went with it;
+        syn_data_acked; syn_fastopen: the SYN had the option. fastopen_client_fail: tcpi's.
     """
 
     __slots__ = (
@@ -87,6 +101,8 @@ class TcpSock(IpSock):
         "advmss",
         "app_limited",
         "backoff",
+        "bind_bucket",
+        "bindport_lock",
         "bytes_acked",
         "bytes_received",
         "bytes_retrans",
@@ -103,6 +119,7 @@ class TcpSock(IpSock):
         "data_segs_in",
         "data_segs_out",
         "defer_accept",
+        "defer_connect",
         "delack_timer",
         "delivered",
         "delivered_at",
@@ -112,7 +129,16 @@ class TcpSock(IpSock):
         "dup_acks",
         "ecn_flags",
         "err_soft",
+        "fast_open_cookie",
+        "fastopen_client_fail",
+        "fastopen_connect",
+        "fastopen_data",
+        "fastopen_no_cookie",
+        "fastopen_qlen",
+        "fastopen_qmax",
+        "fastopen_rsk",
         "frto",
+        "hash_key",
         "high_seq",
         "in_batch",
         "is_cwnd_limited",
@@ -121,6 +147,7 @@ class TcpSock(IpSock):
         "keepalive_probes",
         "keepalive_time",
         "keepalive_timer",
+        "last_oow_ack_time",
         "linger2",
         "listener",
         "lost",
@@ -177,6 +204,8 @@ class TcpSock(IpSock):
         "rtx",
         "sack_ok",
         "sacked_out",
+        "save_syn",
+        "saved_syn",
         "send_queue",
         "snd_nxt",
         "snd_sml",
@@ -185,9 +214,15 @@ class TcpSock(IpSock):
         "snd_wl1",
         "snd_wnd",
         "snd_wscale",
+        "snt_synack",
         "srtt",
         "ssthresh",
+        "syn_data",
+        "syn_data_acked",
+        "syn_fastopen",
+        "syn_queue",
         "syn_retries",
+        "syn_young",
         "tlp_high_seq",
         "tlp_retrans",
         "total_retrans",
@@ -304,6 +339,22 @@ class TcpSock(IpSock):
         # statistics
         self.bytes_sent = self.bytes_acked = self.bytes_received = self.bytes_retrans = 0
         self.data_segs_in = self.data_segs_out = self.rcv_ooopack = 0
+        # tables (hash.py), listening (listen.py), Fast Open (fastopen.py)
+        self.bind_bucket: BindBucket | None = None
+        self.bindport_lock = False
+        self.hash_key: Key | None = None
+        self.last_oow_ack_time = 0.0
+        self.syn_queue: dict[Key, RequestSock] = {}
+        self.syn_young = 0
+        self.save_syn = 0
+        self.saved_syn: bytes | None = None
+        self.snt_synack = 0.0
+        self.fast_open_cookie: bytes | None = None
+        self.fastopen_connect = self.fastopen_no_cookie = self.defer_connect = False
+        self.fastopen_data: list[Buffer] | None = None
+        self.fastopen_qmax = self.fastopen_qlen = self.fastopen_client_fail = 0
+        self.fastopen_rsk: RequestSock | None = None
+        self.syn_data = self.syn_data_acked = self.syn_fastopen = False
         # Set by the protocol's init (calls.py): what needs the Stack.
         self.ca: CongestionOps
         self.ca_priv: object = None
