@@ -1,0 +1,342 @@
+"""Devices by description: one text says what a device is, its addresses, and what surrounds it.
+
+    tun:stag0,10.9.0.2/24,fd00:9::2/64,via=10.9.0.1,host=10.9.0.1/24,mtu=9000,loss=1%
+
+A description is a kind (`tun` carries IP packets, `tap` Ethernet frames), a colon, the interface's
+name on the host if it is to have one, then what follows, between commas:
+
+==============  ==================================================================================
+`ADDRESS/LEN`   an address of the Stack's on this device, with its prefix; as many as wanted
+`via=ADDRESS`   the default route of that address family leads there
+`host=ADDR/LEN` an address that the host's end of the device is given; as many as wanted
+`mtu=OCTETS`    the largest IP packet, at both ends
+`mac=ADDRESS`   the Stack's Ethernet address; of a `tap`
+`offload=no`    neither checksums nor segmentation are left to the other side of the device
+`pcap=FILE`     every packet, as the Stack sends and receives it, goes into a capture
+`loss=1%`       frames lost, each way; so `duplicate=`, `corrupt=`, `reorder=`
+`delay=20ms`    how much later a frame arrives, each way; `jitter=` is how much that varies
+`rate=10mbit`   bits a second, each way
+`seed=7`        which frames are hit: the same seed, the same ones
+==============  ==================================================================================
+
+`parse_device` reads one, `open_device` makes it so for a Stack. The environment variable
+STEERTAG_DEVICE holds those of the default Stack, between semicolons.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from steertag.device.base import Device
+    from steertag.family.stack import Stack
+
+VARIABLE: Final = "STEERTAG_DEVICE"
+KINDS: Final = ("tun", "tap")
+MIN_MTU: Final = 68
+"""RFC 791: every module takes so many octets without fragmenting them."""
+MIN_MTU_IPV6: Final = 1280
+MAX_MTU: Final = 65535
+_NAME: Final = re.compile(r"[^/\s:,=]{1,15}")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_TIME: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(us|ms|s)")
+_RATE: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([kmg]?)bit")
+_SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_BITS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class DeviceSpecError(ValueError):
+    """A text that describes no device; what is wrong, and what to write instead, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultSpec:
+    """What the link does to frames, each way. Probabilities are from 0 to 1, times in seconds.
+
+    Attributes:
+        rate: bits a second; None is without limit.
+        seed: of the choice which frames are hit; None: another one each time.
+    """
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    reorder: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+    rate: float | None = None
+    seed: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether it does anything."""
+        return self != FaultSpec(seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """A description of a device, taken apart; see the module for what each part means.
+
+    Attributes:
+        kind: "tun" or "tap".
+        name: of the interface on the host; "" leaves it to the host.
+        mtu: None leaves it as it is.
+        mac: six octets; None: one of the Stack's choice.
+    """
+
+    kind: str
+    name: str = ""
+    addresses: tuple[str, ...] = ()
+    via: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+    mtu: int | None = None
+    mac: bytes | None = None
+    offload: bool = True
+    pcap: Path | None = None
+    faults: FaultSpec = field(default_factory=FaultSpec)
+
+
+def parse_device(text: str) -> DeviceSpec:
+    """Take a description apart.
+
+    Raises:
+        DeviceSpecError: what is wrong with it, in one line.
+    """
+    kind, colon, rest = text.strip().partition(":")
+    if not colon or kind not in KINDS:
+        raise DeviceSpecError(
+            f"device {text!r}: a device is tun:... or tap:..., as in tun:stag0,10.9.0.2/24"
+        )
+    parser = _Parser(text, kind)
+    for number, item in enumerate(rest.split(",")):
+        parser.take(item.strip(), first=number == 0)
+    return parser.finish()
+
+
+def parse_devices(text: str) -> list[DeviceSpec]:
+    """The descriptions in `text`, which are separated by semicolons. Raises DeviceSpecError."""
+    return [parse_device(part) for part in text.split(";") if part.strip()]
+
+
+class _Parser:
+    """Collects the parts of one description."""
+
+    def __init__(self, text: str, kind: str) -> None:
+        self._text = text.strip()
+        self._kind = kind
+        self._name = ""
+        self._addresses: list[Interface] = []
+        self._via: list[Address] = []
+        self._host: list[Interface] = []
+        self._single: dict[str, Any] = {}
+        self._faults: dict[str, Any] = {}
+
+    def take(self, item: str, *, first: bool) -> None:
+        key, equals, value = item.partition("=")
+        if equals:
+            self._setting(key.strip(), value.strip())
+        elif "/" in item or _is_address(item):
+            self._addresses.append(self._interface(item))
+        elif first:
+            if item and not _NAME.fullmatch(item):
+                raise self._error(f"{item!r} is no interface name; at most 15 characters, no space")
+            self._name = item
+        else:
+            raise self._error(f"{item!r} is neither an address with a prefix nor NAME=VALUE")
+
+    def finish(self) -> DeviceSpec:
+        if not self._addresses:
+            raise self._error("it has no address; add one with its prefix, as 10.9.0.2/24")
+        self._check_routes()
+        self._check_host()
+        mtu = self._single.get("mtu")
+        if mtu is not None and mtu < MIN_MTU_IPV6 and any(a.version == 6 for a in self._addresses):
+            raise self._error(f"mtu={mtu}: IPv6 needs {MIN_MTU_IPV6}")
+        return DeviceSpec(
+            kind=self._kind,
+            name=self._name,
+            addresses=tuple(map(str, self._addresses)),
+            via=tuple(map(str, self._via)),
+            host=tuple(map(str, self._host)),
+            faults=FaultSpec(**self._faults),
+            **self._single,
+        )
+
+    # -- NAME=VALUE ----------------------------------------------------------------------------
+
+    def _setting(self, key: str, value: str) -> None:
+        if key == "via":
+            self._via.append(self._address(value))
+        elif key == "host":
+            self._host.append(self._interface(value))
+        elif (read := _SINGLE.get(key)) is not None:
+            self._once(key, self._single, read(self, value))
+        elif (read := _FAULTS.get(key)) is not None:
+            self._once(key, self._faults, read(self, value))
+        else:
+            known = ", ".join(["via", "host", *_SINGLE, *_FAULTS])
+            raise self._error(f"unknown setting {key!r}; there are {known}")
+
+    def _once(self, key: str, into: dict[str, Any], value: object) -> None:
+        if key in into:
+            raise self._error(f"{key}= stands there twice")
+        into[key] = value
+
+    def _mtu(self, value: str) -> int:
+        mtu = self._integer("mtu", value)
+        if not MIN_MTU <= mtu <= MAX_MTU:
+            raise self._error(f"mtu={mtu} is out of range; {MIN_MTU} to {MAX_MTU}")
+        return mtu
+
+    def _mac(self, value: str) -> bytes:
+        if self._kind != "tap":
+            raise self._error("mac= is of a tap; a tun carries no Ethernet")
+        if not _MAC.fullmatch(value.lower()):
+            raise self._error(f"mac={value}: write six octets, as 02:00:00:00:00:02")
+        mac = bytes.fromhex(value.replace(":", ""))
+        if mac[0] & 1 or not any(mac):
+            raise self._error(f"mac={value} is no address of one station; begin it with 02")
+        return mac
+
+    def _switch(self, value: str) -> bool:
+        if value not in ("yes", "no"):
+            raise self._error(f"offload={value}: write yes or no")
+        return value == "yes"
+
+    def _file(self, value: str) -> Path:
+        if not value:
+            raise self._error("pcap= needs the name of a file")
+        return Path(value)
+
+    def _integer(self, key: str, value: str) -> int:
+        if not value.isascii() or not value.isdecimal():
+            raise self._error(f"{key}={value}: write a whole number")
+        return int(value)
+
+    def _seed(self, value: str) -> int:
+        return self._integer("seed", value)
+
+    def _share(self, value: str) -> float:
+        try:
+            share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        except ValueError:
+            share = -1.0
+        if not 0.0 <= share <= 1.0:
+            raise self._error(f"{value!r} is no share of the frames; write 1% or 0.01")
+        return share
+
+    def _time(self, value: str) -> float:
+        match = _TIME.fullmatch(value)
+        if match is None:
+            raise self._error(f"{value!r} is no time; write 20ms, 500us or 1s")
+        return float(match[1]) * _SECONDS[match[2]]
+
+    def _rate(self, value: str) -> float:
+        match = _RATE.fullmatch(value.lower())
+        rate = float(match[1]) * _BITS[match[2]] if match else 0.0
+        if rate <= 0:
+            raise self._error(f"{value!r} is no rate; write 10mbit, 500kbit or 1gbit")
+        return rate
+
+    # -- addresses -----------------------------------------------------------------------------
+
+    def _interface(self, text: str) -> Interface:
+        if "/" not in text:
+            raise self._error(f"{text} has no prefix length; write {text}/{_usual_prefix(text)}")
+        try:
+            found = ipaddress.ip_interface(text)
+        except ValueError:
+            raise self._error(
+                f"{text!r} is no address; write 10.9.0.2/24 or fd00:9::2/64"
+            ) from None
+        if found.ip.is_multicast or found.ip.is_unspecified or found.ip.is_loopback:
+            raise self._error(f"{text} is no address of one interface")
+        return found
+
+    def _address(self, text: str) -> Address:
+        try:
+            return ipaddress.ip_address(text)
+        except ValueError:
+            raise self._error(f"via={text}: write an address without a prefix") from None
+
+    def _check_routes(self) -> None:
+        for via in self._via:
+            if not any(_covers(own, via) for own in self._addresses):
+                raise self._error(f"via={via} is in no network of this device's addresses")
+        if len({via.version for via in self._via}) < len(self._via):
+            raise self._error("via= stands there twice for one address family")
+
+    def _check_host(self) -> None:
+        own = {address.ip for address in self._addresses}
+        for host in self._host:
+            if host.ip in own:
+                raise self._error(
+                    f"host={host}: the Stack has that address; the host needs another"
+                )
+
+    def _error(self, problem: str) -> DeviceSpecError:
+        return DeviceSpecError(f"device {self._text!r}: {problem}")
+
+
+_SINGLE: Final[Mapping[str, Callable[[_Parser, str], object]]] = {
+    "mtu": _Parser._mtu,
+    "mac": _Parser._mac,
+    "offload": _Parser._switch,
+    "pcap": _Parser._file,
+}
+_FAULTS: Final[Mapping[str, Callable[[_Parser, str], object]]] = {
+    "loss": _Parser._share,
+    "duplicate": _Parser._share,
+    "corrupt": _Parser._share,
+    "reorder": _Parser._share,
+    "delay": _Parser._time,
+    "jitter": _Parser._time,
+    "rate": _Parser._rate,
+    "seed": _Parser._seed,
+}
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _usual_prefix(address: str) -> int:
+    return 64 if ":" in address else 24
+
+
+def _covers(own: Interface, address: Address) -> bool:
+    return own.version == address.version and address in own.network
+
+
+def environment_devices() -> list[DeviceSpec]:
+    """What STEERTAG_DEVICE describes. Raises DeviceSpecError."""
+    return parse_devices(os.environ.get(VARIABLE, ""))
+
+
+def open_device(stack: Stack, spec: DeviceSpec | str) -> Device:
+    """Open the device that `spec` describes, and give it to the Stack's AF_INET_NEW_TCP.
+
+    Gives the device that the Stack has: the outermost, where a capture or faults surround it.
+
+    Raises:
+        DeviceSpecError: a text that describes none.
+        OSError: it can't be had, in one line that says what is missing.
+    """
+    raise NotImplementedError
+
+
+def open_new_tcp(stack: Stack, specs: Iterable[DeviceSpec]) -> list[Device]:
+    """Have AF_INET_NEW_TCP in the Stack, with these devices: all of them, or none and an OSError."""
+    raise NotImplementedError
