@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from steertag.errors import ProtocolError, WireError, os_error
 from steertag.family.skbuff import Buffer
-from steertag.family.stack import Stack
+from steertag.family.stack import NETDEV_REGISTER, NETDEV_UNREGISTER, Stack
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class Device(ABC):
         self.mtu = mtu
         self.stats = DeviceStats()
         self.on_receive: Callable[[], None] | None = None
+        self.turn: Callable[[], bool] | None = None
 
     @abstractmethod
     def transmit(self, parts: Sequence[Buffer]) -> None:
@@ -51,6 +52,10 @@ class Device(ABC):
     @abstractmethod
     def receive(self) -> memoryview | None:
         """The next frame, valid until the next call; None if there is none."""
+
+    def fileno(self) -> int:
+        """Readable when `receive` has something; -1: none, `on_receive` is called."""
+        return -1
 
     @abstractmethod
     def close(self) -> None:
@@ -75,25 +80,40 @@ def register_netdevice(stack: Stack, device: Device, receive: Callable[[memoryvi
         OSError: EEXIST, a device of that name is there.
     """
 
-    def poll() -> None:
-        for _ in range(stack.sysctl["net.core.netdev_budget"]):
+    def turn() -> bool:
+        for taken in range(stack.sysctl["net.core.netdev_budget"]):
             frame = device.receive()
             if frame is None:
-                return
+                return taken > 0
             device.stats.rx_packets += 1
             device.stats.rx_bytes += len(frame)
             try:
                 receive(frame)
             except (WireError, ProtocolError):
                 device.stats.rx_errors += 1
-        stack.lock.raise_work(poll)
+        if device.fileno() == -1:
+            stack.lock.raise_work(poll)
+        return True
+
+    def poll() -> None:
+        turn()
+
+    device.turn = turn
 
     with stack.lock:
         if device.name in stack.devices:
             raise os_error(errno.EEXIST, f"device {device.name}")
         stack.devices[device.name] = device
+        for notify in tuple(stack.netdev_chain):
+            notify(NETDEV_REGISTER, device)
     device.on_receive = lambda: stack.lock.raise_work(poll)
     device.on_receive()  # what came before
+
+
+def netdev_poll(stack: Stack, device: Device) -> bool:
+    """One turn of a registered device now; True if anything came."""
+    with stack.lock:
+        return device.turn is not None and device.turn()
 
 
 def unregister_netdevice(stack: Stack, device: Device) -> None:
@@ -102,4 +122,6 @@ def unregister_netdevice(stack: Stack, device: Device) -> None:
         if stack.devices.get(device.name) is not device:
             raise os_error(errno.ENODEV, f"device {device.name}")
         del stack.devices[device.name]
+        for notify in tuple(stack.netdev_chain):
+            notify(NETDEV_UNREGISTER, device)
         device.on_receive = None

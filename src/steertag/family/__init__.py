@@ -102,13 +102,16 @@ from steertag.family.sock_no import (
     sock_no_shutdown,
     sock_no_socketpair,
 )
-from steertag.family.socket import Socket
+from steertag.family.socket import POLL_LOOK, Socket
 from steertag.family.sockopt import as_asked, int_value, sock_of
-from steertag.family.stack import Stack
+from steertag.family.stack import NETDEV_REGISTER, NETDEV_UNREGISTER, Stack
 from steertag.family.sysctl import CtlTable, Sysctl
 
 __all__ = [
+    "NETDEV_REGISTER",
+    "NETDEV_UNREGISTER",
     "NPROTO",
+    "POLL_LOOK",
     "RCV_SHUTDOWN",
     "SEND_SHUTDOWN",
     "SHUTDOWN_MASK",

@@ -75,3 +75,61 @@ class MsgHdr:
             if placed == len(view):
                 break
         return placed
+
+
+class RecvMsg(MsgHdr):
+    """A msghdr to receive octets of one's own (recv(2)), without a buffer that is filled first.
+
+    What the family `write`s is taken as it is, and copied once, by `data`; so it may not change
+    before recvmsg returns. A family that asks for `msg_iov` gets a buffer to fill.
+
+    Args:
+        room: octets, at most.
+    """
+
+    __slots__ = ("_buffer", "_placed", "_room", "_views")
+
+    def __init__(self, room: int) -> None:
+        self.msg_name = None
+        self.msg_control = ()
+        self.msg_controllen = 0
+        self.msg_flags = 0
+        self._room = room
+        self._buffer: bytearray | None = None
+        self._views: list[Buffer] = []
+        self._placed = 0
+
+    @property
+    def msg_iov(self) -> Sequence[memoryview]:  # type: ignore[override]  # a slot of MsgHdr
+        if self._buffer is None:
+            self._buffer = bytearray(self._room)
+            views, self._views = self._views, []
+            placed = 0
+            for view in views:
+                self._buffer[placed : placed + len(view)] = view
+                placed += len(view)
+        return (memoryview(self._buffer),)
+
+    @property
+    def length(self) -> int:
+        return self._room
+
+    def write(self, offset: int, data: Buffer) -> int:
+        if self._buffer is not None or offset != self._placed:
+            return super().write(offset, data)
+        count = len(data)
+        if offset + count > self._room:
+            count = self._room - offset
+            data = memoryview(data)[:count]
+        if count:
+            self._views.append(data)
+            self._placed = offset + count
+        return count
+
+    def data(self, count: int) -> bytes:
+        """The first `count` octets received."""
+        if self._buffer is not None:
+            return bytes(memoryview(self._buffer)[:count])
+        if self._placed > count:
+            return b"".join(self._views)[:count]
+        return b"".join(self._views)

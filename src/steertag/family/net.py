@@ -14,7 +14,7 @@ from select import POLLNVAL
 from steertag.errors import os_error
 from steertag.family.const import SocketState
 from steertag.family.msg import Address, MsgHdr
-from steertag.family.socket import Socket
+from steertag.family.socket import POLL_LOOK, Socket
 from steertag.family.sockopt import sock_getsockopt, sock_setsockopt
 
 
@@ -34,7 +34,7 @@ def kernel_listen(sock: Socket, backlog: int) -> None:
     with sock.stack.lock:
         _alive(sock)
         sock.ops.listen(sock, min(max(backlog, 0), sock.stack.sysctl["net.core.somaxconn"]))
-        sock.wake(0)
+        sock.wake(POLL_LOOK)
 
 
 def kernel_accept(sock: Socket, flags: int = 0) -> Socket:
@@ -79,7 +79,7 @@ def kernel_sock_shutdown(sock: Socket, how: int) -> None:
         try:
             sock.ops.shutdown(sock, how)
         finally:
-            sock.wake(0)
+            sock.wake(POLL_LOOK)
 
 
 def kernel_setsockopt(sock: Socket, level: int, name: int, value: int | bytes | None) -> None:
@@ -89,7 +89,7 @@ def kernel_setsockopt(sock: Socket, level: int, name: int, value: int | bytes | 
             sock_setsockopt(sock, name, value)
         else:
             sock.ops.setsockopt(sock, level, name, value)
-        sock.wake(0)
+        sock.wake(POLL_LOOK)
 
 
 def kernel_getsockopt(sock: Socket, level: int, name: int, size: int = 0) -> int | bytes:
@@ -104,21 +104,25 @@ def kernel_getsockopt(sock: Socket, level: int, name: int, size: int = 0) -> int
 def sock_sendmsg(sock: Socket, msg: MsgHdr) -> int:
     """Octets taken. Raises BlockingIOError if none could be."""
     with sock.stack.lock:
-        _alive(sock)
+        if sock.released:
+            raise os_error(errno.EBADF)
         try:
             return sock.ops.sendmsg(sock, msg)
         finally:
-            sock.wake(0)
+            if sock.wait_queue:
+                sock.wake(0)
 
 
 def sock_recvmsg(sock: Socket, msg: MsgHdr, flags: int = 0) -> int:
     """Octets placed. Raises BlockingIOError if there is nothing."""
     with sock.stack.lock:
-        _alive(sock)
+        if sock.released:
+            raise os_error(errno.EBADF)
         try:
             return sock.ops.recvmsg(sock, msg, flags)
         finally:
-            sock.wake(0)
+            if sock.wait_queue:
+                sock.wake(0)
 
 
 def sock_ioctl(sock: Socket, cmd: int, arg: object = None) -> int:

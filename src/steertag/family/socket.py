@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from steertag.errors import StateError
 from steertag.family.const import SocketState
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from steertag.family.proto_ops import ProtoOps
     from steertag.family.sock import Sock
     from steertag.family.stack import Stack
+
+
+POLL_LOOK: Final = 1 << 30
+"""News for `Socket.wake` that no POLL* bit says: the call itself changed what others may do."""
 
 
 class Socket:
@@ -26,7 +30,8 @@ class Socket:
         ops: the family's functions.
         sk: the protocol's side; None before `create` and after the release.
         flags: room for the family.
-        wait_queue: called with news (POLL* bits), with the Stack's lock held.
+        wait_queue: called with news (POLL* bits, POLL_LOOK), with the Stack's lock held.
+        news: how often there was any: who found nothing to do can tell whether that still holds.
     """
 
     __slots__ = (
@@ -34,6 +39,7 @@ class Socket:
         "_ops",
         "family",
         "flags",
+        "news",
         "protocol",
         "released",
         "sk",
@@ -52,6 +58,7 @@ class Socket:
         self._ops: ProtoOps | None = None
         self.sk: Sock | None = None
         self.flags = 0
+        self.news = 0
         self.released = False
         self.wait_queue: list[Callable[[int], None]] = []
 
@@ -72,6 +79,12 @@ class Socket:
         return f"<Socket {numbers} {self.state.name} of {owner}>"
 
     def wake(self, mask: int) -> None:
-        """Tell whoever waits that something changed; POLL* bits in `mask` are news."""
-        for waiter in tuple(self.wait_queue):
-            waiter(mask)
+        """Tell whoever waits that something changed; POLL* bits in `mask` are news.
+
+        Without any (0), less can be done than before: of interest to a descriptor alone.
+        """
+        if mask:
+            self.news += 1
+        if self.wait_queue:
+            for waiter in tuple(self.wait_queue):
+                waiter(mask)

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakSet
 
 from steertag.errors import StateError, os_error
@@ -28,6 +28,23 @@ if TYPE_CHECKING:
     from steertag.family.proto import Proto
     from steertag.family.proto_ops import NetProtoFamily
     from steertag.family.sock import Sock
+
+
+NETDEV_REGISTER: Final = 5
+NETDEV_UNREGISTER: Final = 6
+"""Events of `Stack.netdev_chain` (linux/netdevice.h)."""
+
+
+class Driver(Protocol):
+    """What drives a Stack, takes frames from its devices and runs its timers."""
+
+    def close(self) -> None: ...
+
+
+class Closable(Protocol):
+    """Of a device, what the Stack itself has to know."""
+
+    def close(self) -> None: ...
 
 
 class Stack:
@@ -50,6 +67,9 @@ class Stack:
         protocols: registered protocols, newest first, as /proc/net/protocols has them.
         socks: every sock alive, those without a user included.
         devices: registered devices, by name (steertag.device).
+        netdev_chain: called as `(event, device)`, with the lock held, behind the registration of
+            a device (NETDEV_REGISTER) and its end (NETDEV_UNREGISTER).
+        driver: who drives it; None for one whose owner does (steertag.runtime.netdev).
         sockfs: the SOCKET layer's open descriptors, by inode.
         observers: called with every RNIC (`verbs.Context`) that is opened over the Stack, before
             it has a connection. They may keep it, give it a `tap_for`, and may not raise.
@@ -73,7 +93,9 @@ class Stack:
             self.sysctl.register(table)
         self.protocols: list[Proto] = []
         self.socks: WeakSet[Sock] = WeakSet()
-        self.devices: dict[str, object] = {}
+        self.devices: dict[str, Closable] = {}
+        self.netdev_chain: list[Callable[[int, object], None]] = []
+        self.driver: Driver | None = None
         self.sockfs: dict[int, object] = {}
         self.observers: list[Callable[[object], None]] = []
         self.generic: dict[str, object] = {}
@@ -82,6 +104,20 @@ class Stack:
         self._load_family = load_family
         self._load_observers = load_observers
         self._loading = threading.RLock()
+
+    def close(self) -> None:
+        """End it: nobody drives it any more, and its devices are closed.
+
+        What sockets still had to deliver is lost, and their connections with it. Calling it again
+        does nothing.
+        """
+        driver, self.driver = self.driver, None
+        if driver is not None:
+            driver.close()
+        with self.lock:
+            devices = list(self.devices.values())
+        for device in devices:
+            device.close()
 
     # -- protocols ----------------------------------------------------------------------------
 

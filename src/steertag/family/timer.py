@@ -91,6 +91,11 @@ class TimerBase:
                     heapq.heappush(heap, (expires, next(self._numbers), timer))
         return None
 
+    def due(self, now: float) -> bool:
+        """Whether `run` may find something: cheap, and True as well for a timer put off since."""
+        heap = self._heap
+        return bool(heap) and heap[0][0] <= now
+
     def run(self, now: float) -> int:
         """Call the functions of those that have expired, earliest first; returns how many."""
         fired = 0

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 from steertag.errors import os_error
 from steertag.family import net
 from steertag.family.const import SOCK_LINGER, TcpState
-from steertag.family.msg import Address, Ancillary, MsgHdr
+from steertag.family.msg import Address, Ancillary, MsgHdr, RecvMsg
 from steertag.family.socket import Socket
 from steertag.family.sockopt import sock_of
-from steertag.runtime.wait import READ, WRITE, deadline_after, wait_fd, wait_until
+from steertag.runtime.netdev import READ, WRITE, ensure_driver
+from steertag.runtime.wait import deadline_after
 from steertag.socket.base import socket
 from steertag.socket.file import File
 
@@ -45,6 +46,7 @@ class ProcessSocket(socket):
         self._fd = fd
         self._timeout = std.getdefaulttimeout()
         self._file: File | None = file if file is not None else File(self.kernel)
+        self._driver = ensure_driver(self.kernel.stack)
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class ProcessSocket(socket):
         with suppress(OSError):
             net.kernel_sock_shutdown(file.sock, std.SHUT_WR)
         deadline = deadline_after(sk.sk_lingertime)
-        wait_until(file.sock.wait_queue, lambda: not sk.sk_wmem_queued, deadline)
+        self._driver.wait_until(file.sock, lambda: not sk.sk_wmem_queued, deadline)
 
     def _decref_socketios(self) -> None:
         if self._io_refs > 0:
@@ -201,7 +203,8 @@ class ProcessSocket(socket):
 
     def _retry(self, call: Callable[[], T], events: int, flags: int = 0) -> T:
         """The family's answer, waiting for it as long as this socket's timeout says."""
-        file = self._live()
+        sock = self._live().sock
+        seen = sock.news
         try:
             return call()
         except BlockingIOError:
@@ -210,25 +213,26 @@ class ProcessSocket(socket):
                 raise
         limit = self._timeout
         if limit is None:
-            sk = sock_of(file.sock)
-            limit = sk.sk_rcvtimeo if events == READ else sk.sk_sndtimeo
+            # A socket that was closed meanwhile has none: the next call says so.
+            sk = sock.sk
+            limit = None if sk is None else sk.sk_rcvtimeo if events == READ else sk.sk_sndtimeo
         deadline = deadline_after(limit)
         while True:
-            self._wait(file, events, deadline)
-            with suppress(BlockingIOError):
+            self._wait(sock, seen, events, deadline)
+            seen = sock.news
+            try:
                 return call()
+            except BlockingIOError:
+                continue
 
-    def _wait(self, file: File, events: int, deadline: float | None) -> None:
-        readiness = file.readiness()
-        fd = readiness.hold()
+    def _wait(self, sock: Socket, seen: int, events: int, deadline: float | None) -> None:
+        """Wait for news since `sock.news` was `seen`."""
         try:
-            wait_fd(fd, events, deadline)
+            self._driver.wait(sock, seen, events, deadline)
         except TimeoutError:
             if self._timeout is None:  # it was SO_RCVTIMEO or SO_SNDTIMEO
                 raise os_error(errno.EAGAIN) from None
             raise
-        finally:
-            readiness.let_go()
 
     # -- connecting ---------------------------------------------------------------------------
 
@@ -316,15 +320,17 @@ class ProcessSocket(socket):
         return count
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        return self.recvfrom(bufsize, flags)[0]
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        msg = RecvMsg(bufsize)
+        return msg.data(self._receive(msg, flags))
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
         if bufsize < 0:
             raise ValueError("negative buffersize in recv")
-        buffer = bytearray(bufsize)
-        msg = MsgHdr((memoryview(buffer),))
-        count = min(self._receive(msg, flags), bufsize)
-        return bytes(memoryview(buffer)[:count]), msg.msg_name
+        msg = RecvMsg(bufsize)
+        data = msg.data(self._receive(msg, flags))
+        return data, msg.msg_name
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         return self.recvfrom_into(buffer, nbytes, flags)[0]
@@ -384,17 +390,21 @@ class ProcessSocket(socket):
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Send all of it; the timeout is for the whole. After an error nobody knows how much."""
         view = memoryview(data).cast("B")
-        file = self._live()
+        sock = self._live().sock
+        impatient = self._timeout is None and flags & std.MSG_DONTWAIT
         deadline = deadline_after(self._timeout)
         sent = 0
         while True:
+            seen = sock.news
             part = MsgHdr((view[sent:],), flags=flags)
             try:
-                sent += net.sock_sendmsg(file.sock, part)
+                sent += net.sock_sendmsg(sock, part)
             except BlockingIOError:
-                if self._timeout == 0.0:
+                if self._timeout == 0.0 or impatient:
                     raise
-                self._wait(file, WRITE, deadline)
+                if self._timeout is None and sock.sk is not None:
+                    deadline = deadline_after(sock.sk.sk_sndtimeo)
+                self._wait(sock, seen, WRITE, deadline)
             if sent >= len(view):
                 return
 

@@ -6,6 +6,8 @@ epoll and asyncio wait on; the other end is ours, and its state is made to say w
 
 =================  ===========================================================================
 readable           a byte waits in the user's end
+urgent data        a byte out of band waits there too (POLLPRI); such a byte makes the host's end
+                   readable as well, so this is said only while there is data to be read
 not writable       the send buffer of the user's end is full
 end of stream      our end is shut down for sending (POLLIN, POLLRDHUP)
 hang-up            our end is shut down both ways (POLLHUP)
@@ -18,15 +20,13 @@ one is read back after, so the level never drops and there is a new edge.
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket as std
 from contextlib import suppress
 
-from steertag.errors import os_error
 from steertag.family.sock import POLLRDHUP
-from steertag.family.socket import Socket
+from steertag.family.socket import POLL_LOOK, Socket
 
 _BYTE = b"!"
 _FILLER = bytes(4096)
@@ -38,7 +38,6 @@ class Readiness:
     def __init__(self, sock: Socket) -> None:
         self._sock = sock
         self._handed_out: set[int] = set()
-        self._waiters = 0
         self._closing = False
         self._open()
         with sock.stack.lock:
@@ -51,7 +50,7 @@ class Readiness:
             end.setblocking(False)
         # The smallest that the host allows: filling it is how "not writable" is said.
         self._user.setsockopt(std.SOL_SOCKET, std.SO_SNDBUF, 0)
-        self._readable = self._blocked = self._eof = self._hung_up = False
+        self._readable = self._urgent = self._blocked = self._eof = self._hung_up = False
 
     @property
     def inode(self) -> int:
@@ -90,7 +89,10 @@ class Readiness:
         elif mask & POLLRDHUP:
             self._end_stream()
         else:
-            self._set_readable(bool(mask & (select.POLLIN | select.POLLERR)), bool(news))
+            self._set_urgent(bool(mask & select.POLLPRI and mask & select.POLLIN))
+            self._set_readable(
+                bool(mask & (select.POLLIN | select.POLLERR)), bool(news & ~POLL_LOOK)
+            )
 
     def _set_readable(self, readable: bool, news: bool) -> None:
         if readable and not self._readable:
@@ -101,6 +103,20 @@ class Readiness:
         elif self._readable and not readable:
             self._user.recv(len(_FILLER))
         self._readable = readable
+
+    def _set_urgent(self, urgent: bool) -> None:
+        if urgent == self._urgent:
+            return
+        with suppress(OSError):  # EOPNOTSUPP: a host without it has no third set
+            if urgent:
+                self._ours.send(_BYTE, std.MSG_OOB)
+            else:
+                self._user.recv(1, std.MSG_OOB)
+                # What was out of band keeps it readable until the queue is looked at.
+                self._readable = False
+                while True:
+                    self._user.recv(len(_FILLER))
+        self._urgent = urgent
 
     def _set_writable(self, writable: bool) -> None:
         if self._hung_up or writable != self._blocked:
@@ -141,31 +157,12 @@ class Readiness:
         old_user.close()
         old_ours.close()
 
-    # -- waiting ------------------------------------------------------------------------------
-
-    def hold(self) -> int:
-        """The descriptor to wait on; it stays open until `let_go`. Raises EBADF after `close`."""
-        with self._sock.stack.lock:
-            if self._closing:
-                raise os_error(errno.EBADF)
-            self._waiters += 1
-            return self._user.fileno()
-
-    def let_go(self) -> None:
-        with self._sock.stack.lock:
-            self._waiters -= 1
-            self._close_if_done()
-
     def close(self) -> None:
-        """Wake whoever waits, and close; with waiters, the last one closes."""
+        """Wake whoever waits on a descriptor, and close our own two."""
         with self._sock.stack.lock:
             self._hang_up()
             self._closing = True
             if self.update in self._sock.wait_queue:
                 self._sock.wait_queue.remove(self.update)
-            self._close_if_done()
-
-    def _close_if_done(self) -> None:
-        if self._closing and not self._waiters:
             self._user.close()
             self._ours.close()

@@ -1,0 +1,584 @@
+"""Drives a Stack that keeps real time: takes frames from its devices, and runs its timers.
+
+Whoever waits, drives. A thread that blocks in a call on a socket waits on the devices' descriptors
+itself and takes the frames in, so that no frame has to pass from one thread to another before the
+call goes on. Of several such threads one leads and drives, the others follow: each sleeps until
+there is news for its own socket, or until the leader leaves and hands over. While nobody waits (the
+program computes, or sits in an event loop), a background thread drives; it stands back while there
+is a leader, and for a moment after one has left, since who has just left is usually back at once.
+
+All that is kept here is guarded by the Stack's lock, which nobody holds while waiting.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+from weakref import WeakSet
+
+from steertag.device.base import Device, netdev_poll
+from steertag.family.const import SOCK_DEAD, TcpState
+from steertag.family.sock import POLLRDHUP, Sock
+from steertag.family.socket import POLL_LOOK, Socket
+from steertag.family.stack import NETDEV_UNREGISTER, Stack
+
+READ: Final = select.POLLIN
+WRITE: Final = select.POLLOUT
+SPIN: Final = 50e-6
+"""Seconds to look for a frame before sleeping for it, like the kernel's busy polling; only where
+frames came that soon the last time, and where there is a second processor."""
+GRACE: Final = 2e-3
+"""Seconds that the background thread leaves the devices alone after a leader has left."""
+IDLE: Final = 5.0
+"""Seconds after which a background thread with no descriptor and no timer to wait for ends."""
+EXIT_LINGER: Final = 2.0
+"""Seconds, at the interpreter's exit, for what closed sockets still have to deliver: the kernel
+would go on with it after the process."""
+_LOOK: Final = 5e-3
+"""Seconds between two looks, at the exit."""
+_DELIVERING: Final = (
+    TcpState.TCP_FIN_WAIT1,
+    TcpState.TCP_CLOSING,
+    TcpState.TCP_LAST_ACK,
+)
+_FAILURES: Final = 16
+"""Turns of a device that may fail one after the other before it is taken down."""
+_NEVER: Final = math.inf
+_ALWAYS: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL | POLL_LOOK
+_NEWS: Final = {
+    READ: READ | POLLRDHUP | _ALWAYS,
+    WRITE: WRITE | _ALWAYS,
+    READ | WRITE: READ | WRITE | POLLRDHUP | _ALWAYS,
+}
+_THREAD_NAME: Final = "steertag-net"
+_LOG: Final = logging.getLogger("steertag.runtime")
+_SPINS: Final = len(os.sched_getaffinity(0)) > 1
+
+
+class EventFd:
+    """An eventfd, open as long as somebody refers to it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def set(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def clear(self) -> None:
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return  # somebody else did
+
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        _close(self.fd)
+
+
+class Sleeper:
+    """A thread that sleeps, and how it is roused: in an epoll by an eventfd, or on a semaphore.
+
+    Attributes:
+        asleep: it sleeps, or is about to; set and looked at with the Stack's lock held.
+        wake_at: when it will wake by itself.
+    """
+
+    __slots__ = ("_eventfd", "_semaphore", "asleep", "wake_at")
+
+    def __init__(self) -> None:
+        self.asleep = False
+        self.wake_at = _NEVER
+        self._eventfd: EventFd | None = None
+        self._semaphore: threading.Lock | None = None
+
+    def prepare(self, until: float, eventfd: EventFd | None = None) -> None:
+        """Before sleeping, with the Stack's lock held."""
+        self._eventfd = eventfd
+        if eventfd is None and self._semaphore is None:
+            self._semaphore = threading.Lock()
+            self._semaphore.acquire()
+        self.wake_at = until
+        self.asleep = True
+
+    def rouse(self) -> None:
+        """With the Stack's lock held."""
+        if not self.asleep:
+            return
+        self.asleep = False
+        if self._eventfd is not None:
+            self._eventfd.set()
+        elif self._semaphore is not None:
+            self._semaphore.release()
+
+    def sleep(self, stack: Stack, timeout: float | None) -> None:
+        """On the semaphore. Without the lock held."""
+        semaphore = self._semaphore
+        assert semaphore is not None  # made by `prepare`
+        woken = False
+        try:
+            woken = semaphore.acquire(True, -1 if timeout is None else max(0.0, timeout))
+        finally:
+            if not woken:
+                with stack.lock:
+                    if self.asleep:
+                        self.asleep = False
+                    else:  # roused at this very moment
+                        semaphore.acquire(False)
+
+
+class Waiter(Sleeper):
+    """A thread in a blocking call on one socket.
+
+    Attributes:
+        news: there was some for it since it began to wait.
+    """
+
+    __slots__ = ("_mask", "news")
+
+    def __init__(self, events: int) -> None:
+        super().__init__()
+        self.news = False
+        self._mask = _NEWS[events]
+
+    def wake(self, mask: int) -> None:
+        """The socket's call-back: `mask` is news. With the Stack's lock held."""
+        if mask & self._mask:
+            self.news = True
+            self.rouse()
+
+
+class NetDriver:
+    """What drives one Stack; made by `ensure_driver`. See the module for how it works.
+
+    A Stack with another clock than time.monotonic isn't driven, whoever made the clock does that:
+    here its sockets only wait for news.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self._real = stack.clock is time.monotonic
+        self._spinning = _SPINS
+        self._closed = False
+        self._reset()
+        with stack.lock:
+            stack.driver = self
+            if self._real:
+                stack.timers.on_earlier = self._earlier
+                stack.netdev_chain.append(self._netdev_event)
+                for device in tuple(stack.devices.values()):
+                    self._netdev_event(0, device)
+                if stack.timers.pending:
+                    self._earlier()
+
+    def _reset(self) -> None:
+        self._leader: Waiter | None = None
+        self._followers: dict[Waiter, None] = {}
+        self._leaves = 0
+        self._devices: dict[int, Device] = {}
+        self._failures: dict[Device, int] = {}
+        self._front: select.epoll | None = None  # the leader's: its eventfd and the devices
+        self._back: select.epoll | None = None  # the background thread's: likewise
+        self._kick: EventFd | None = None
+        self._wake: EventFd | None = None
+        self._thread: threading.Thread | None = None
+        self._background = Sleeper()
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def wait(self, sock: Socket, seen: int, events: int, deadline: float | None) -> None:
+        """Wait until there is news for `sock`, driving meanwhile.
+
+        Args:
+            seen: `sock.news` from before the call that found that it has to wait.
+            events: READ or WRITE: what the call waits for.
+            deadline: of time.monotonic; None waits without end.
+
+        Raises:
+            TimeoutError: the deadline passed first.
+        """
+        waiter = Waiter(events)
+        lock, queue = self.stack.lock, sock.wait_queue
+        wake = waiter.wake
+        try:
+            with lock:
+                if sock.news != seen:
+                    return
+                queue.append(wake)
+                if self._leader is None and self._real and not self._closed:
+                    self._leader = waiter
+            while not waiter.news:
+                if self._leader is waiter:
+                    self._lead(waiter, deadline)
+                else:
+                    self._follow(waiter, deadline)
+        finally:
+            with lock:
+                if wake in queue:
+                    queue.remove(wake)
+                if self._leader is waiter:
+                    self._hand_over()
+
+    def wait_until(self, sock: Socket, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Wait until `done()`, called with the lock held whenever there is news for `sock`.
+
+        Returns False if the deadline passed first.
+        """
+        while True:
+            with self.stack.lock:
+                if done():
+                    return True
+                seen = sock.news
+            try:
+                self.wait(sock, seen, READ | WRITE, deadline)
+            except TimeoutError:
+                return False
+
+    @property
+    def drives_devices(self) -> bool:
+        """Whether it has a device with a descriptor."""
+        return bool(self._devices)
+
+    def _follow(self, waiter: Waiter, deadline: float | None) -> None:
+        timeout = None if deadline is None else deadline - time.monotonic()
+        if timeout is not None and timeout <= 0:
+            raise TimeoutError("timed out")
+        stack = self.stack
+        with stack.lock:
+            if waiter.news or self._leader is waiter:
+                return
+            if self._leader is None and self._real and not self._closed:
+                self._leader = waiter
+                return
+            self._followers[waiter] = None
+            waiter.prepare(_NEVER)
+        try:
+            waiter.sleep(stack, timeout)
+        finally:
+            with stack.lock:
+                self._followers.pop(waiter, None)
+
+    def _lead(self, waiter: Waiter, deadline: float | None) -> None:
+        """Take frames in and run timers, until there is news for the leader or its time is over."""
+        clock, stack = time.monotonic, self.stack
+        timers = stack.timers
+        devices: Iterable[Device] = tuple(self._devices.values())
+        spin_until = clock() + SPIN if self._spinning and devices else 0.0
+        while True:
+            moved = self._poll(devices)
+            now = clock()
+            if timers.due(now):
+                self._run_timers(now)
+            if waiter.news or self._leader is not waiter:
+                return
+            if deadline is not None and now >= deadline:
+                raise TimeoutError("timed out")
+            if not moved and now >= spin_until:
+                devices = self._sleep_leading(waiter, now, deadline)
+                if waiter.news or self._leader is not waiter:
+                    return
+
+    def _sleep_leading(
+        self, waiter: Waiter, now: float, deadline: float | None
+    ) -> Iterable[Device]:
+        """Sleep until a device has something, a timer is due, or somebody rouses the leader."""
+        stack = self.stack
+        with stack.lock:
+            if waiter.news or self._leader is not waiter:
+                return ()
+            until = stack.timers.deadline
+            if deadline is not None and (until is None or deadline < until):
+                until = deadline
+            timeout = None if until is None else max(0.0, until - now)
+            front, kick = self._front, self._kick
+            waiter.prepare(_NEVER if until is None else until, kick)
+        if front is None or kick is None:
+            waiter.sleep(stack, timeout)
+            return tuple(self._devices.values())
+        ready = front.poll(timeout)
+        waiter.asleep = False
+        self._spinning = _SPINS and time.monotonic() - now < 2 * SPIN
+        return self._ready(ready, kick)
+
+    def _ready(self, ready: list[tuple[int, int]], eventfd: EventFd) -> list[Device]:
+        devices = []
+        for fd, _ in ready:
+            if fd == eventfd.fd:
+                eventfd.clear()
+            elif (device := self._devices.get(fd)) is not None:
+                devices.append(device)
+        return devices
+
+    def _hand_over(self) -> None:
+        """The leader leaves: the follower who came last leads, or else nobody. Lock held."""
+        self._leaves += 1
+        if self._followers:
+            follower, _ = self._followers.popitem()
+            self._leader = follower
+            follower.rouse()
+            return
+        self._leader = None
+        background = self._background
+        if self._thread is None:
+            if self._devices or self.stack.timers.pending:
+                self._start()
+        elif background.asleep and (
+            background.wake_at == _NEVER or self.stack.timers.due(background.wake_at)
+        ):
+            background.rouse()
+
+    # -- driving -------------------------------------------------------------------------------
+
+    def _poll(self, devices: Iterable[Device]) -> bool:
+        """One turn of each device. True if any had something."""
+        moved = False
+        for device in devices:
+            try:
+                if netdev_poll(self.stack, device):
+                    moved = True
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the others go on
+                self._failed(device, exc)
+            else:
+                if self._failures:
+                    self._failures.pop(device, None)
+        return moved
+
+    def _failed(self, device: Device, exc: Exception) -> None:
+        """A device that fails is taken down; a bug met by one frame costs that frame alone."""
+        count = self._failures[device] = self._failures.get(device, 0) + 1
+        if isinstance(exc, OSError) or count >= _FAILURES:
+            _LOG.error("device %s is taken down: %s", device.name, exc, exc_info=exc)
+            self._failures.pop(device, None)
+            with self.stack.lock:
+                self._forget(device)
+            device.close()
+        else:
+            _LOG.error("a bug in steertag; please report it", exc_info=exc)
+
+    def _run_timers(self, now: float) -> None:
+        stack = self.stack
+        with stack.lock:
+            while True:
+                try:
+                    stack.timers.run(now)
+                    return
+                except Exception:  # noqa: BLE001 - whatever it is, the others go on
+                    # The timer that failed is not set any more: the others go on.
+                    _LOG.exception("a bug in steertag; please report it")
+
+    def _earlier(self) -> None:
+        """The Stack's `deadline` has become an earlier one. With its lock held."""
+        if self._closed:
+            return
+        leader = self._leader
+        sleeper = self._background if leader is None else leader
+        if leader is None and self._thread is None:
+            self._start()
+        elif sleeper.asleep and self.stack.timers.due(sleeper.wake_at):
+            sleeper.rouse()
+
+    # -- devices -------------------------------------------------------------------------------
+
+    def _netdev_event(self, event: int, device: object) -> None:
+        """A device was registered or unregistered. With the Stack's lock held."""
+        if not isinstance(device, Device):
+            return
+        if event == NETDEV_UNREGISTER:
+            self._forget(device)
+        elif (fd := device.fileno()) != -1 and not self._closed:
+            front, back = self._front, self._back
+            if front is None or back is None:
+                front, back = self._front, self._back = select.epoll(), select.epoll()
+                self._kick, self._wake = EventFd(), EventFd()
+                front.register(self._kick.fd, select.EPOLLIN)
+                back.register(self._wake.fd, select.EPOLLIN)
+            self._devices[fd] = device
+            front.register(fd, select.EPOLLIN)
+            back.register(fd, select.EPOLLIN)
+            self._rouse_driver()
+
+    def _forget(self, device: Device) -> None:
+        for fd, other in tuple(self._devices.items()):
+            if other is device:
+                del self._devices[fd]
+                for epoll in (self._front, self._back):
+                    try:
+                        if epoll is not None:
+                            epoll.unregister(fd)
+                    except OSError:
+                        continue  # it was closed, and is out of the epoll already
+        self._rouse_driver()
+
+    def _rouse_driver(self) -> None:
+        """What there is to wait for has changed: have whoever sleeps for it look again."""
+        if self._leader is not None:
+            self._leader.rouse()
+        elif self._thread is None:
+            if self._devices:
+                self._start()
+        else:
+            self._background.rouse()
+
+    # -- the background thread -----------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._closed:
+            return
+        thread = threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # the interpreter ends: whoever still waits drives
+        self._thread = thread
+
+    def _run(self) -> None:
+        stack, background, clock = self.stack, self._background, time.monotonic
+        seen = -1
+        idle = False
+        while True:
+            with stack.lock:
+                now = clock()
+                mine = self._leader is None and self._leaves == seen
+                if self._leader is None and stack.timers.due(now):
+                    self._run_timers(now)
+                if self._closed or (idle and mine and self._is_idle()):
+                    self._thread = None
+                    return
+                until = self._until(mine, seen, now)
+                timeout = None if until == _NEVER else max(0.0, until - now)
+                idle = mine and self._is_idle()
+                seen = self._leaves
+                polling, wake = (self._back, self._wake) if mine else (None, None)
+                background.prepare(until, wake)
+            if polling is None or wake is None:
+                background.sleep(stack, timeout)
+                continue
+            ready = polling.poll(timeout)
+            background.asleep = False
+            for device in self._ready(ready, wake):
+                with stack.lock:
+                    if self._leader is None:
+                        self._poll((device,))
+
+    def _is_idle(self) -> bool:
+        return not self._devices and self.stack.timers.deadline is None
+
+    def _until(self, mine: bool, seen: int, now: float) -> float:
+        """How long the background thread sleeps now, at most."""
+        if self._leader is not None and self._leaves == seen:
+            return _NEVER  # until the leader leaves
+        deadline = self.stack.timers.deadline
+        if mine:
+            if self._devices:
+                return _NEVER if deadline is None else deadline
+            return min(_NEVER if deadline is None else deadline, now + IDLE)
+        return now + GRACE
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Drive no more. Who waits in a call goes on waiting for news from elsewhere."""
+        with self.stack.lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._real:
+                self.stack.timers.on_earlier = None
+                self.stack.netdev_chain.remove(self._netdev_event)
+            self._background.rouse()
+            thread = self._thread
+            leader, self._leader = self._leader, None
+            if leader is not None:
+                leader.rouse()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        with self.stack.lock:
+            # Not closed: a leader may be on its way into one; the last who refers to it closes it.
+            self._devices.clear()
+            self._front = self._back = self._kick = self._wake = None
+
+    def finish(self, deadline: float) -> None:
+        """Drive until closed sockets have delivered what they had to, or the deadline passes."""
+        stack = self.stack
+        while time.monotonic() < deadline:
+            with stack.lock:
+                if not any(_delivers(sk) for sk in stack.socks):
+                    return
+            time.sleep(_LOOK)
+
+    def after_fork(self) -> None:
+        """In the child of a fork: it has a copy of everything, and the devices are the parent's.
+
+        The copies of their descriptors are closed, so that nothing the child does disturbs the
+        parent's connections; calls on its sockets find the network down.
+        """
+        devices = list(self._devices.values())
+        self._reset()
+        for device in devices:
+            device.close()
+
+
+def _delivers(sk: Sock) -> bool:
+    """Its user is gone, and the peer has not acknowledged everything yet."""
+    return bool(sk.sk_flags & SOCK_DEAD) and sk.sk_state in _DELIVERING
+
+
+def ensure_driver(stack: Stack) -> NetDriver:
+    """The Stack's driver; made now where it has none."""
+    driver = stack.driver
+    if isinstance(driver, NetDriver):
+        return driver
+    with stack.lock:
+        driver = stack.driver
+        if not isinstance(driver, NetDriver):
+            driver = NetDriver(stack)
+            _drivers.add(driver)
+        return driver
+
+
+_drivers: WeakSet[NetDriver] = WeakSet()
+"""For the interpreter's exit and for forks, which are the process's."""
+_forking: list[NetDriver] = []
+
+
+def _at_exit() -> None:
+    """The background threads may not be stopped by force while one holds a Stack's lock."""
+    deadline = time.monotonic() + EXIT_LINGER
+    for driver in list(_drivers):
+        if driver.drives_devices:
+            driver.finish(deadline)
+        driver.close()
+
+
+def _before_fork() -> None:
+    # No Stack may be in the middle of something in the child, where its thread doesn't exist.
+    _forking[:] = sorted(_drivers, key=id)
+    for driver in _forking:
+        driver.stack.lock.__enter__()
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop().stack.lock.__exit__(None, None, None)
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        driver = _forking.pop()
+        driver.after_fork()
+        driver.stack.lock.__exit__(None, None, None)
+
+
+atexit.register(_at_exit)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
