@@ -338,5 +338,5 @@ def open_device(stack: Stack, spec: DeviceSpec | str) -> Device:
 
 
 def open_new_tcp(stack: Stack, specs: Iterable[DeviceSpec]) -> list[Device]:
-    """Have AF_INET_NEW_TCP in the Stack, with these devices: all of them, or none and an OSError."""
+    """Have AF_INET_NEW_TCP in the Stack, with these devices: all, or none and an OSError."""
     raise NotImplementedError
