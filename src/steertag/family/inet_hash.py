@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket as host
 from collections.abc import Hashable
 from typing import ClassVar
 
@@ -42,12 +43,19 @@ class InetSock(Sock):
         """
         if not isinstance(address, tuple) or len(address) != 2:
             raise TypeError(f"address must be a (host, port) tuple, not {address!r}")
-        host, port = address
-        if not isinstance(host, str) or not isinstance(port, int):
+        node, port = address
+        if not isinstance(node, str) or not isinstance(port, int):
             raise TypeError(f"address must be (str, int), not {address!r}")
         if not 0 <= port <= 65535:
             raise OverflowError("port must be 0-65535.")
-        return host, port
+        return node, port
+
+
+def no_such_host(name: str) -> OSError:
+    """What a family without a resolver raises for a name that is no address of its own."""
+    return host.gaierror(
+        host.EAI_NONAME, f"{name!r} is no numeric address, and no names are looked up"
+    )
 
 
 class HashInfo:
