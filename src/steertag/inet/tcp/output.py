@@ -8,7 +8,7 @@ from steertag.device.base import GSO_TCPV4, GSO_TCPV6, Offload
 from steertag.family.const import TcpState
 from steertag.family.memory import sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
 from steertag.family.skbuff import Buffer
-from steertag.inet.const import IPPROTO_TCP
+from steertag.inet.const import IP_PMTUDISC_DONT, IPPROTO_TCP
 from steertag.inet.ip.dst import Dst
 from steertag.inet.ip.net import inet_net
 from steertag.inet.tcp import ack, recovery, timer
@@ -273,7 +273,7 @@ def _send(
             IPPROTO_TCP,
             ttl=sk.ttl_for_send,
             tos=sk.tos & ~3 | tos,
-            df=sk.df_for_send,
+            df=sk.mtu_discover != IP_PMTUDISC_DONT,
             offload=offload,
         )
     except OSError:
@@ -597,3 +597,11 @@ def tcp_cwnd_after_idle(sk: TcpSock, now: float) -> None:
     sk.ca.cwnd_event(sk, CA_EVENT_TX_START)
     if sk.sk_stack.sysctl["net.ipv4.tcp_slow_start_after_idle"] and now - sk.lsndtime > sk.rto:
         recovery.tcp_cwnd_restart(sk, now)
+
+
+def tcp_initial_sndbuf(sk: TcpSock) -> int:
+    """A new connection's send buffer: twice the first window, unless SO_SNDBUF was set."""
+    limits = sk.sk_prot.sysctl_wmem
+    if limits is None or not sk.may_grow_sndbuf():
+        return sk.sk_sndbuf
+    return max(sk.sk_sndbuf, min(2 * 10 * (sk.mss_cache + 512), limits[2]))

@@ -10,6 +10,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from steertag.errors import StateError
+from steertag.family.const import SOCK_NOSPACE, SOCK_SNDBUF_LOCK
+from steertag.family.memory import sk_under_memory_pressure
 from steertag.family.sock import Sock
 from steertag.inet.sock import IpSock
 from steertag.inet.tcp.skb import TcpSkb
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from steertag.inet.tcp.cong.registry import CongestionOps
     from steertag.inet.tcp.hash import BindBucket, Key
     from steertag.inet.tcp.listen import RequestSock
+    from steertag.inet.mib import Mib
+    from steertag.inet.tcp.net import TcpNet
     from steertag.inet.tcp.ofo import OfoQueue
     from steertag.inet.tcp.rtx import RtxQueue
 
@@ -75,7 +79,12 @@ class TcpSock(IpSock):
         rcv_nxt: next expected. rcv_wup: rcv_nxt at the last window that we sent. rcv_wnd: that
         window. copied_seq: next for the user. window_clamp, rcv_ssthresh: bounds of what is
         offered. rcv_wscale: shift of our window field. ofo: out-of-order segments (input.py).
-        rcv_mss: estimate of the peer's segment size.
+        rcv_mss: estimate of the peer's segment size. scaling_ratio: window.py.
+        ack_pending: something is to be acknowledged; ack_now: at once; ack_quick: that many more at
+        once; ato: seconds that the delayed acknowledgement waits. pred_ok: the short way is allowed.
+        done: the peer's FIN has come. urg_*: urgent data: urg_wait: announced, not there yet;
+        urg_data: the octet; urg_taken: read with MSG_OOB, and still to be left out of the stream;
+        urg_inline: SO_OOBINLINE. rcv_tstamp: when the last segment came.
         The receive queue is `sk_receive_queue` with `RcvSkb`s (input.py).
     Round trip (rtt.py): srtt, mdev, rttvar, rto: seconds; srtt 0.0 before the first sample.
     Loss (rtx.py, recovery.py, rack.py): sacked_out, lost_out, retrans_out: octets.
@@ -96,10 +105,12 @@ class TcpSock(IpSock):
     """
 
     __slots__ = (
+        "ack_now",
         "ack_pending",
         "ack_quick",
         "advmss",
         "app_limited",
+        "ato",
         "backoff",
         "bind_bucket",
         "bindport_lock",
@@ -110,7 +121,6 @@ class TcpSock(IpSock):
         "ca",
         "ca_priv",
         "ca_state",
-        "compressed_ack",
         "copied_seq",
         "cwnd",
         "cwnd_clamp",
@@ -124,6 +134,7 @@ class TcpSock(IpSock):
         "delivered",
         "delivered_at",
         "delivered_ce",
+        "done",
         "dsack_dups",
         "dst",
         "dup_acks",
@@ -140,7 +151,6 @@ class TcpSock(IpSock):
         "frto",
         "hash_key",
         "high_seq",
-        "in_batch",
         "is_cwnd_limited",
         "keepalive_intvl",
         "keepalive_on",
@@ -158,8 +168,10 @@ class TcpSock(IpSock):
         "max_window",
         "mdev",
         "mdev_max",
+        "mib",
         "mss_cache",
         "mss_clamp",
+        "net",
         "nonagle",
         "notsent_lowat",
         "ofo",
@@ -167,6 +179,7 @@ class TcpSock(IpSock):
         "pending",
         "pingpong",
         "pmtu",
+        "pred_ok",
         "prior_cwnd",
         "prior_ssthresh",
         "probes_out",
@@ -185,11 +198,19 @@ class TcpSock(IpSock):
         "rcv_mss",
         "rcv_nxt",
         "rcv_ooopack",
+        "rcv_rtt",
+        "rcv_rtt_at",
+        "rcv_rtt_seq",
         "rcv_ssthresh",
-        "rcv_tsval",
+        "rcv_tsecr_seen",
+        "rcv_tstamp",
         "rcv_wnd",
         "rcv_wscale",
         "rcv_wup",
+        "rcvq_at",
+        "rcvq_seq",
+        "rcvq_space",
+        "recvmsg_inq",
         "reord_seen",
         "reordering",
         "retrans_out",
@@ -206,6 +227,9 @@ class TcpSock(IpSock):
         "sacked_out",
         "save_syn",
         "saved_syn",
+        "scaling_ratio",
+        "segs_in",
+        "segs_out",
         "send_queue",
         "snd_nxt",
         "snd_sml",
@@ -233,8 +257,11 @@ class TcpSock(IpSock):
         "undo_marker",
         "undo_retrans",
         "urg_data",
+        "urg_inline",
         "urg_mode",
         "urg_seq",
+        "urg_taken",
+        "urg_wait",
         "user_mss",
         "user_timeout",
         "window_clamp",
@@ -269,18 +296,25 @@ class TcpSock(IpSock):
         self.rcv_mss = TCP_MSS_DEFAULT
         self.urg_data: int | None = None
         self.urg_seq = 0
-        self.ack_pending = False
+        self.urg_wait = self.urg_taken = self.urg_inline = False
+        self.ack_pending = self.ack_now = False
         self.ack_quick = 0
+        self.ato = 0.0
+        self.done = False
         self.pingpong = False
-        self.compressed_ack = 0
-        self.lrcvtime = self.lsndtime = 0.0
-        self.in_batch = False
+        self.lrcvtime = self.lsndtime = self.rcv_tstamp = 0.0
+        self.scaling_ratio = 128
+        self.rcvq_seq = self.rcvq_space = 0
+        self.rcvq_at = 0.0
+        self.rcv_rtt = self.rcv_rtt_at = 0.0
+        self.rcv_rtt_seq = self.rcv_tsecr_seen = 0
+        self.pred_ok = False
+        self.recvmsg_inq = False
         # options agreed on
         self.ts_ok = self.sack_ok = self.wnd_scale_ok = False
         self.ts_recent = 0
         self.ts_recent_at = 0.0
         self.ts_offset = 0
-        self.rcv_tsval = 0
         self.ecn_flags = 0
         # round trip
         self.srtt = self.mdev = self.mdev_max = self.rttvar = 0.0
@@ -339,6 +373,7 @@ class TcpSock(IpSock):
         # statistics
         self.bytes_sent = self.bytes_acked = self.bytes_received = self.bytes_retrans = 0
         self.data_segs_in = self.data_segs_out = self.rcv_ooopack = 0
+        self.segs_in = self.segs_out = 0
         # tables (hash.py), listening (listen.py), Fast Open (fastopen.py)
         self.bind_bucket: BindBucket | None = None
         self.bindport_lock = False
@@ -356,6 +391,8 @@ class TcpSock(IpSock):
         self.fastopen_rsk: RequestSock | None = None
         self.syn_data = self.syn_data_acked = self.syn_fastopen = False
         # Set by the protocol's init (calls.py): what needs the Stack.
+        self.net: TcpNet
+        self.mib: Mib
         self.ca: CongestionOps
         self.ca_priv: object = None
         self.rtx: RtxQueue
@@ -363,6 +400,33 @@ class TcpSock(IpSock):
         self.retrans_timer: Timer
         self.delack_timer: Timer
         self.keepalive_timer: Timer
+
+    # -- what several files ask -----------------------------------------------------------------
+
+    @property
+    def keepalive_time_of(self) -> float:
+        """Idle seconds before the first probe: the option, else the Stack's."""
+        return self.keepalive_time or float(self.sk_stack.sysctl["net.ipv4.tcp_keepalive_time"])
+
+    @property
+    def keepalive_intvl_of(self) -> float:
+        return self.keepalive_intvl or float(self.sk_stack.sysctl["net.ipv4.tcp_keepalive_intvl"])
+
+    @property
+    def keepalive_probes_of(self) -> int:
+        return self.keepalive_probes or self.sk_stack.sysctl["net.ipv4.tcp_keepalive_probes"]
+
+    def readable_octets(self) -> int:
+        """Octets that wait to be read."""
+        return (self.rcv_nxt - self.copied_seq - self.done) & 0xFFFFFFFF
+
+    def may_grow_sndbuf(self) -> bool:
+        """Neither was SO_SNDBUF set, nor is memory short."""
+        return not self.sk_flags & SOCK_SNDBUF_LOCK and not sk_under_memory_pressure(self)
+
+    def wants_space(self) -> bool:
+        """A sender was turned away for want of room."""
+        return bool(self.sk_flags & SOCK_NOSPACE)
 
 
 def tcp_sk(sk: Sock) -> TcpSock:

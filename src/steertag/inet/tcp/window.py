@@ -144,7 +144,9 @@ def tcp_measure_rcv_mss(sk: TcpSock, length: int, truesize: int) -> None:
         ratio = (length << 8) // truesize
         if ratio != sk.scaling_ratio and ratio > 0:
             # Slowly down, at once up: one small segment is not the rule.
-            sk.scaling_ratio = ratio if ratio > sk.scaling_ratio else (sk.scaling_ratio + ratio) >> 1
+            sk.scaling_ratio = (
+                ratio if ratio > sk.scaling_ratio else (sk.scaling_ratio + ratio) >> 1
+            )
             sk.scaling_ratio = max(min(sk.scaling_ratio, 255), 1)
             if not sk.sk_flags & SOCK_RCVBUF_LOCK:
                 sk.window_clamp = min(tcp_full_space(sk), _MAX_UNSCALED << sk.rcv_wscale)
@@ -201,3 +203,8 @@ def _grow_rcvbuf(sk: TcpSock, copied: int) -> None:
     if rcvbuf > sk.sk_rcvbuf:
         sk.sk_rcvbuf = rcvbuf
         sk.window_clamp = min(tcp_win_from_space(sk, rcvbuf), _MAX_UNSCALED << sk.rcv_wscale)
+
+
+def tcp_would_offer(sk: TcpSock) -> int:
+    """The window that an acknowledgement would offer if it went now."""
+    return _choose_window(sk)
