@@ -27,17 +27,19 @@ class TcpSkb:
         sent_at: when it was sent last, seconds; 0.0 before. RACK's xmit_ts.
         first_sent_at: when it was sent first.
         retrans: how often it was sent again.
-        delivered, delivered_at: the connection's when it was sent (rate samples).
+        delivered, delivered_at, first_tx, app_limited: the connection's when it was sent (rate.py).
         in_flight: octets in flight when it was sent, itself included.
         fast_open: it is the data of a SYN.
     """
 
     __slots__ = (
+        "app_limited",
         "delivered",
         "delivered_at",
         "end_seq",
         "fast_open",
         "first_sent_at",
+        "first_tx",
         "flags",
         "in_flight",
         "length",
@@ -57,7 +59,8 @@ class TcpSkb:
         self.sent_at = self.first_sent_at = 0.0
         self.retrans = 0
         self.delivered = 0
-        self.delivered_at = 0.0
+        self.delivered_at = self.first_tx = 0.0
+        self.app_limited = False
         self.in_flight = 0
         self.fast_open = False
 
@@ -77,6 +80,7 @@ class TcpSkb:
         rest.sent_at, rest.first_sent_at = self.sent_at, self.first_sent_at
         rest.delivered, rest.delivered_at = self.delivered, self.delivered_at
         rest.in_flight = self.in_flight
+        rest.first_tx, rest.app_limited = self.first_tx, self.app_limited
         rest.flags, self.flags = self.flags & ~0x02, self.flags & ~0x09
         if self.flags & 0x02:  # SYN takes the first sequence number
             rest.seq = (rest.seq + 1) & 0xFFFFFFFF

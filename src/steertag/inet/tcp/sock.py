@@ -14,16 +14,17 @@ from steertag.family.const import SOCK_NOSPACE, SOCK_SNDBUF_LOCK
 from steertag.family.memory import sk_under_memory_pressure
 from steertag.family.sock import Sock
 from steertag.inet.sock import IpSock
+from steertag.inet.tcp.rtt import WindowedMin
 from steertag.inet.tcp.skb import TcpSkb
 
 if TYPE_CHECKING:
     from steertag.family.skbuff import Buffer
     from steertag.family.timer import Timer
     from steertag.inet.ip.dst import Dst
+    from steertag.inet.mib import Mib
     from steertag.inet.tcp.cong.registry import CongestionOps
     from steertag.inet.tcp.hash import BindBucket, Key
     from steertag.inet.tcp.listen import RequestSock
-    from steertag.inet.mib import Mib
     from steertag.inet.tcp.net import TcpNet
     from steertag.inet.tcp.ofo import OfoQueue
     from steertag.inet.tcp.rtx import RtxQueue
@@ -126,6 +127,8 @@ class TcpSock(IpSock):
         "cwnd_clamp",
         "cwnd_cnt",
         "cwnd_stamp",
+        "cwnd_usage_seq",
+        "cwnd_used",
         "data_segs_in",
         "data_segs_out",
         "defer_accept",
@@ -148,10 +151,12 @@ class TcpSock(IpSock):
         "fastopen_qlen",
         "fastopen_qmax",
         "fastopen_rsk",
+        "first_tx_at",
         "frto",
         "hash_key",
         "high_seq",
         "is_cwnd_limited",
+        "is_sack_reneg",
         "keepalive_intvl",
         "keepalive_on",
         "keepalive_probes",
@@ -195,6 +200,9 @@ class TcpSock(IpSock):
         "rack_reo_steps",
         "rack_rtt",
         "rack_xmit_at",
+        "rate_app_limited",
+        "rate_delivered",
+        "rate_interval",
         "rcv_mss",
         "rcv_nxt",
         "rcv_ooopack",
@@ -219,6 +227,7 @@ class TcpSock(IpSock):
         "retransmits",
         "rto",
         "rto_min",
+        "rtt_filter",
         "rtt_min",
         "rtt_seq",
         "rttvar",
@@ -320,6 +329,7 @@ class TcpSock(IpSock):
         self.srtt = self.mdev = self.mdev_max = self.rttvar = 0.0
         self.rtt_min = 0.0
         self.rtt_seq = 0
+        self.rtt_filter = WindowedMin()
         self.rto = TCP_TIMEOUT_INIT
         self.rto_min = TCP_RTO_MIN
         self.backoff = 0
@@ -335,7 +345,8 @@ class TcpSock(IpSock):
         self.reordering = 3
         self.reord_seen = 0
         self.ca_state = TCP_CA_OPEN
-        self.frto = False
+        self.frto = self.is_sack_reneg = False
+        self.rcv_tstamp = 0.0
         self.tlp_high_seq: int | None = None
         self.tlp_retrans = False
         self.rack_xmit_at = self.rack_rtt = 0.0
@@ -348,6 +359,9 @@ class TcpSock(IpSock):
         self.delivered = self.delivered_ce = self.lost = 0
         self.delivered_at = 0.0
         self.app_limited = 0
+        self.first_tx_at = self.rate_interval = 0.0
+        self.rate_delivered = 0
+        self.rate_app_limited = False
         self.dsack_dups = 0
         # congestion
         self.cwnd = TCP_INIT_CWND * TCP_MSS_DEFAULT
@@ -358,6 +372,7 @@ class TcpSock(IpSock):
         self.cwnd_stamp = 0.0
         self.max_out = 0
         self.is_cwnd_limited = False
+        self.cwnd_usage_seq = self.cwnd_used = 0
         # endings and options
         self.err_soft = 0
         self.user_timeout = 0.0
