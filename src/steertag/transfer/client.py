@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from steertag.errors import WireError
+from steertag.family.stack import Stack
 from steertag.transfer import rdma
 from steertag.transfer.auth import NONCE_OCTETS, SESSION_OCTETS, Challenge, same
 from steertag.transfer.control import Control
@@ -57,7 +59,7 @@ from steertag.transfer.protocol import (
 )
 from steertag.transfer.report import DigestReport, Fallback, Meter, TransferReport
 from steertag.transfer.store import open_local_sink, open_local_source
-from steertag.transfer.stream import Stream, dial
+from steertag.transfer.stream import HOST_TCP, Stream, dial
 from steertag.transfer.url import DEFAULT_PORT, Url, format_address
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -74,12 +76,16 @@ class Options:
         idle_timeout: how long the server may be silent once connected.
         rdma_timeout: for an RDMA connection's set-up, before falling back to TCP.
         require_auth: refuse a server that does not ask for the token that we have.
+        family: HOST_TCP, or a family whose addresses are IP's.
+        stack: where the sockets live; None is the default Stack.
     """
 
     connect_timeout: float = CONNECT_TIMEOUT
     idle_timeout: float = IDLE_TIMEOUT
     rdma_timeout: float = RDMA_TIMEOUT
     require_auth: bool = True
+    family: int = HOST_TCP
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,7 @@ class Client:
         self._url = url
         self._control = control
         self._options = options
+        self._capability = partial(rdma.capability, options.stack)
         self._token = token
         self.server, self._challenge = self._greet()
         control.stream.use_kernel_limits()
@@ -303,7 +310,7 @@ class Client:
         first = PREFERRED_RDMA if asked == AUTO else PathName(asked)
         try:
             peer = Capability(self.server.rdma, printable(self.server.rdma_reason))
-            choice = choose(asked, rdma.capability, peer)
+            choice = choose(asked, self._capability, peer)
             self._start(first)
             if asked == AUTO:
                 progress.picked(choice.path, choice.why)
@@ -373,7 +380,7 @@ def connect(
     """
     options = options or Options()
     peer = format_address(host, port)
-    sock = dial(host, port, options.connect_timeout)
+    sock = dial(host, port, options.connect_timeout, options.family, options.stack)
     stream = Stream(sock, options.idle_timeout, peer, Meter())
     try:
         return Client(Url(host, port, ""), Control(stream, serves=False), options, token)

@@ -41,6 +41,7 @@ from typing import Final
 from steertag import socket
 from steertag import verbs as v
 from steertag.errors import WireError
+from steertag.family.stack import Stack
 from steertag.transfer.auth import BINDING_OCTETS, SESSION_OCTETS
 from steertag.transfer.digest import Hasher
 from steertag.transfer.errors import PathCode, PathFailed, from_os_error
@@ -133,10 +134,10 @@ def parse_note(octets: bytes) -> Note:
     return Note(step, slot, length, offset, address, rkey)
 
 
-def capability() -> Capability:
-    """Whether this side can open an RNIC."""
+def capability(stack: Stack | None = None) -> Capability:
+    """Whether this side can open an RNIC over `stack` (None: the default one)."""
     try:
-        v.Context(progress="caller").close()
+        v.Context(stack=stack, progress="caller").close()
     except OSError as error:
         return Capability(False, error.strerror or str(error))
     return Capability(True)
@@ -169,7 +170,7 @@ class End:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._adopted = False
-        self._context = v.Context(progress="caller")
+        self._context = v.Context(stack=sock.kernel.stack, progress="caller")
         self.pd = v.PD(self._context)
         cap = v.QPCap(max_send_wr=4 * WINDOW, max_recv_wr=WINDOW + _SPARE)
         self.cq = v.CQ(self._context, 8 * WINDOW)

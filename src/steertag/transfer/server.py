@@ -24,13 +24,14 @@ from typing import Any, Final
 
 from steertag import socket
 from steertag.errors import WireError
+from steertag.family.stack import Stack
 from steertag.transfer import rdma
 from steertag.transfer.errors import ExitCode, PathFailed, TransferError
 from steertag.transfer.names import escape
 from steertag.transfer.paths import Capability
 from steertag.transfer.session import Session
 from steertag.transfer.store import Tree
-from steertag.transfer.stream import is_loopback, is_rdma, listen, shut
+from steertag.transfer.stream import HOST_TCP, is_loopback, is_rdma, listen, shut
 from steertag.transfer.url import DEFAULT_PORT, SCHEME, format_address
 
 Event = dict[str, Any]
@@ -50,6 +51,8 @@ class ServerConfig:
     Attributes:
         directory: what is served.
         host, port: where; port 0 lets the kernel choose.
+        family: HOST_TCP, or a family whose addresses are IP's.
+        stack: where its sockets live; None is the default Stack.
         writable: whether clients may put files.
         token: what clients have to know; without one everybody gets in.
         no_auth: said on purpose: no token although the address is no loopback one.
@@ -64,6 +67,8 @@ class ServerConfig:
     directory: Path
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
+    family: int = HOST_TCP
+    stack: Stack | None = None
     writable: bool = False
     token: bytes | None = None
     no_auth: bool = False
@@ -89,7 +94,9 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.counters: Counter[str] = Counter()
-        self.rdma = rdma.capability() if config.rdma else Capability(False, "off by --no-rdma")
+        self.rdma = (
+            rdma.capability(config.stack) if config.rdma else Capability(False, "off by --no-rdma")
+        )
         self._lock = threading.Lock()
         self._threads: dict[threading.Thread, Callable[[], None]] = {}
         """Each connection's thread, and what wakes it when the server closes."""
@@ -98,7 +105,7 @@ class Server:
         self._closing = False
         self.tree = Tree(config.directory)
         try:
-            self._listener = listen(config.host, config.port)
+            self._listener = listen(config.host, config.port, config.family, config.stack)
         except TransferError:
             self.tree.close()
             raise

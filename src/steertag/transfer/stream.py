@@ -8,9 +8,11 @@ import os
 import select
 import time
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from steertag import socket
+from steertag.family.net import sock_poll
+from steertag.family.stack import Stack
 from steertag.transfer.errors import ConnectionLost, ExitCode, TransferError
 from steertag.transfer.names import escape
 from steertag.transfer.report import Meter
@@ -21,17 +23,39 @@ MPA_REQUEST_KEY: Final = b"MPA ID Req Frame"
 
 _TIMEVAL: Final = Struct("@ll")
 _HOST_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+HOST_TCP: Final = int(socket.AF_UNSPEC)
+"""The family that stands for the host's own TCP, with whichever version of IP an address is of."""
+_Addresses = list[tuple[int, Any]]
 
 
-def dial(host: str, port: int, timeout: float) -> socket.socket:
-    """A TCP connection to `host`:`port`; every address of the host is tried.
+def addresses_of(host: str, port: int | None, family: int, flags: int = 0) -> _Addresses:
+    """Families and socket addresses of `host`:`port`; every one of `family` unless HOST_TCP.
+
+    Names are the host's to look up, whatever the family.
+
+    Raises:
+        socket.gaierror: no such host. UnicodeError: no host name.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family if family != HOST_TCP else item[0], item[4]) for item in found]
+
+
+def dial(
+    host: str, port: int, timeout: float, family: int = HOST_TCP, stack: Stack | None = None
+) -> socket.socket:
+    """A stream to `host`:`port`; every address of the host is tried.
+
+    Args:
+        timeout: seconds for each address.
+        family: HOST_TCP, or a family whose addresses are IP's.
+        stack: where the socket lives; None is the default Stack.
 
     Raises:
         TransferError: CANNOT_CONNECT, with the reason of the last address tried.
     """
     peer = escape(format_address(host, port))
     try:
-        return socket.create_connection((host, port), timeout=timeout)
+        return _connect(addresses_of(host, port, family), timeout, stack)
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
         hint = "check the host's name"
@@ -42,21 +66,41 @@ def dial(host: str, port: int, timeout: float) -> socket.socket:
     raise TransferError(ExitCode.CANNOT_CONNECT, f"cannot connect to {peer}: {reason}; {hint}")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket on `host`:`port`.
+def _connect(addresses: _Addresses, timeout: float, stack: Stack | None) -> socket.socket:
+    """A connection to the first of `addresses` that answers. Raises the last one's OSError."""
+    failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    for family, address in addresses:
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM, stack=stack)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            sock.settimeout(timeout)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+            continue
+        return sock
+    raise failure
+
+
+def listen(
+    host: str, port: int, family: int = HOST_TCP, stack: Stack | None = None
+) -> socket.socket:
+    """A listening stream socket on `host`:`port`; `family` and `stack` as for `dial`.
 
     Raises:
         TransferError: the address cannot be had.
     """
     where = escape(format_address(host, port))
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, address = addresses_of(host, port, family, socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
         raise TransferError(ExitCode.FAILURE, f"cannot serve on {where}: {reason}") from error
-    sock = socket.socket(family, kind, proto)
+    sock = socket.socket(family, socket.SOCK_STREAM, stack=stack)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
@@ -74,10 +118,10 @@ def listen(host: str, port: int) -> socket.socket:
 def is_loopback(host: str) -> bool:
     """Whether every address of `host` is reached from this machine only."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = addresses_of(host, None, HOST_TCP, socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
         return False
-    addresses = [str(item[4][0]).partition("%")[0] for item in found]
+    addresses = [str(address[0]).partition("%")[0] for _, address in found]
     return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
@@ -115,6 +159,7 @@ class Stream:
         self.idle = idle
         self.meter = meter
         self._kernel_limits = False
+        self._in_process = sock.kernel.ops.passthrough is None
         sock.settimeout(idle)
 
     def use_kernel_limits(self) -> None:
@@ -135,7 +180,8 @@ class Stream:
 
     def sibling(self, timeout: float) -> socket.socket:
         """Another connection to where this one leads. Raises OSError."""
-        sock = socket.socket(self._sock.family, self._sock.type, self._sock.proto)
+        mine = self._sock
+        sock = socket.socket(mine.family, mine.type, mine.proto, stack=mine.kernel.stack)
         try:
             sock.settimeout(timeout)
             sock.connect(self._sock.getpeername())
@@ -149,6 +195,8 @@ class Stream:
 
     def readable(self) -> bool:
         """Whether something (octets or the end) can be read at once."""
+        if self._in_process:
+            return bool(sock_poll(self._sock.kernel) & (select.POLLIN | select.POLLHUP))
         self.meter.syscalls += 1
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLIN)
