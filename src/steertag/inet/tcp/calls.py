@@ -121,7 +121,7 @@ def _append(sk: TcpSock, msg: MsgHdr, done: int, total: int, nonagle: int) -> in
     goal = output.tcp_size_goal(sk, output.tcp_current_mss(sk))
     while done < total:
         tail = queue[-1] if queue else None
-        if tail is None or tail.length >= goal or tail.flags & PSH and tail.length >= sk.mss_cache:
+        if tail is None or tail.length >= goal:
             if sk.sk_wmem_queued >= sk.sk_sndbuf:
                 return done
             tail = None
@@ -283,7 +283,7 @@ def _peek(sk: TcpSock, msg: MsgHdr, room: int) -> int:
         skip = 0
         count = min(len(view), room - placed, room if mark is None else mark - placed)
         placed += msg.write(placed, view[:count])
-        if placed == room or placed == mark:
+        if placed in (room, mark):
             break
     return placed
 
@@ -309,7 +309,7 @@ def _recv_urg(sk: TcpSock, msg: MsgHdr, flags: int) -> int:
     return 0
 
 
-# -- readiness and ioctl -----------------------------------------------------------------------------
+# -- readiness and ioctl --------------------------------------------------------------------------
 
 
 def tcp_poll(sock: Socket) -> int:

@@ -161,7 +161,7 @@ def _orphan(sk: TcpSock) -> None:
 
 
 def _too_many_orphans(sk: TcpSock) -> bool:
-    """Orphans die first: more than the limit, or memory above the highest mark and some of it ours."""
+    """Orphans die first: above their limit, or above the highest mark with memory of their own."""
     orphans = sk.sk_prot.orphan_count
     if orphans is not None and orphans.value > sk.sk_stack.sysctl["net.ipv4.tcp_max_orphans"]:
         return True
@@ -181,7 +181,7 @@ def tcp_fin_time(sk: TcpSock) -> float:
 
 
 def tcp_fin_wait2_orphan(sk: TcpSock, now: float) -> None:
-    """An orphan's FIN is acknowledged: wait for the peer's a limited time, mostly without a sock."""
+    """An orphan's FIN is acknowledged: wait for the peer's for a while, mostly without a sock."""
     if sk.linger2 < 0:
         output.tcp_send_active_reset(sk)
         sk.mib["TcpExtTCPAbortOnLinger"] += 1
@@ -195,7 +195,7 @@ def tcp_fin_wait2_orphan(sk: TcpSock, now: float) -> None:
 
 
 def tcp_disconnect(sk: Sock, flags: int) -> None:
-    """`Proto.disconnect`: back to an unconnected sock; the peer is told with RST where it is due."""
+    """`Proto.disconnect`: back to an unconnected sock; where it is due, the peer is told by RST."""
     tp = tcp_sk(sk)
     old = tp.sk_state
     if old != TcpState.TCP_CLOSE:

@@ -74,6 +74,8 @@ def tcp_rcv_established(sk: TcpSock, packet: Packet, seg: Segment, now: float) -
             _store_ts_recent(sk, seg, now)
             if ack.tcp_ack(sk, seg, now, (), data=False):
                 output.tcp_data_snd_check(sk, now)
+            else:
+                reset.tcp_send_challenge_ack(sk, now)
             return
         if sk.sk_rmem_alloc + len(payload) <= sk.sk_rcvbuf and _charge_fast(sk, seg, packet):
             sk.mib["TcpExtTCPHPHits"] += 1
@@ -101,6 +103,7 @@ def _slow_path(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> None:
     tcp_data_queue(sk, packet, seg, now)
     if sk.sk_state == TcpState.TCP_CLOSE:
         return
+    sk.pred_ok = not len(sk.ofo) and sk.rcv_wnd > 0 and not sk.urg_wait and sk.urg_data is None
     output.tcp_data_snd_check(sk, now)
     _ack_snd_check(sk, now)
 
@@ -137,12 +140,12 @@ def tcp_validate_incoming(sk: TcpSock, seg: Segment, now: float) -> bool:
     False: the segment is dealt with.
     """
     flags = seg.flags
-    if seg.tsval is not None and sk.ts_ok and _paws_discard(sk, seg, now):
-        if not flags & RST:
-            sk.mib["TcpExtPAWSEstab"] += 1
-            if not reset.tcp_oow_rate_limited(sk, seg, "TCPACKSkippedPAWS", now):
-                output.tcp_send_dupack(sk, seg.seq, seg.end_seq)
-            return False
+    # A RST counts though its timestamp be old (RFC 7323 section 5.2).
+    if not flags & RST and sk.ts_ok and _paws_discard(sk, seg, now):
+        sk.mib["TcpExtPAWSEstab"] += 1
+        if not reset.tcp_oow_rate_limited(sk, seg, "TCPACKSkippedPAWS", now):
+            output.tcp_send_dupack(sk, seg.seq, seg.end_seq)
+        return False
     if not _in_window(sk, seg):
         if not flags & RST:
             if flags & SYN:
@@ -171,9 +174,9 @@ def _syn_challenge(sk: TcpSock, now: float) -> None:
 
 
 def _paws_discard(sk: TcpSock, seg: Segment, now: float) -> bool:
-    tsval = seg.tsval
-    assert tsval is not None  # the caller looked
-    behind = diff(sk.ts_recent, tsval)
+    if seg.tsval is None:
+        return False
+    behind = diff(sk.ts_recent, seg.tsval)
     if behind <= _PAWS_WINDOW or now - sk.ts_recent_at >= _PAWS_24DAYS or not sk.ts_recent:
         return False
     return not _disordered_ack(sk, seg, behind)
@@ -272,7 +275,7 @@ def _ack_moves_state(sk: TcpSock, seg: Segment, now: float) -> bool:
 
 
 def tcp_established(sk: TcpSock, seg: Segment, now: float) -> None:
-    """The last acknowledgement of the handshake has come to the passive, or a simultaneous opener."""
+    """The last acknowledgement of the handshake has come, to a passive or simultaneous opener."""
     sk.snd_una = seg.ack_seq
     sk.snd_wnd = seg.window << sk.snd_wscale
     sk.max_window = max(sk.max_window, sk.snd_wnd)

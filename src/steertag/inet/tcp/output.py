@@ -122,7 +122,7 @@ def tcp_fragment(sk: TcpSock, skb: TcpSkb, count: int) -> TcpSkb:
 
 
 def tcp_queue_control(sk: TcpSock, skb: TcpSkb) -> None:
-    """Charge a SYN or FIN, which has to go whatever the marks say, and count its sequence number."""
+    """Charge a SYN or FIN, which goes whatever the marks say, and count its sequence number."""
     skb.end_seq = add(skb.seq, skb.length + 1)
     sk_forced_mem_schedule(sk, skb.truesize)
     tcp_wmem_charge(sk, skb.truesize)

@@ -82,7 +82,7 @@ class TcpSock(IpSock):
         offered. rcv_wscale: shift of our window field. ofo: out-of-order segments (input.py).
         rcv_mss: estimate of the peer's segment size. scaling_ratio: window.py.
         ack_pending: something is to be acknowledged; ack_now: at once; ack_quick: that many more at
-        once; ato: seconds that the delayed acknowledgement waits. pred_ok: the short way is allowed.
+        once; ato: seconds that a delayed acknowledgement waits. pred_ok: the short way is allowed.
         done: the peer's FIN has come. urg_*: urgent data: urg_wait: announced, not there yet;
         urg_data: the octet; urg_taken: read with MSG_OOB, and still to be left out of the stream;
         urg_inline: SO_OOBINLINE. rcv_tstamp: when the last segment came.

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from steertag.family.const import SOCK_RCVBUF_LOCK
+from steertag.family.const import SKB_OVERHEAD, SOCK_RCVBUF_LOCK
 from steertag.family.memory import sk_under_memory_pressure
 from steertag.inet.tcp.sock import TcpSock
 from steertag.wire.seq import add, diff
 
 _RATIO_START: Final = 128
+_RATIO_MOST: Final = 255
 _MAX_WSCALE: Final = 14
 _MAX_UNSCALED: Final = 65535
 
@@ -136,20 +137,17 @@ def tcp_grow_window(sk: TcpSock, length: int) -> None:
         sk.rcv_ssthresh = min(sk.rcv_ssthresh + 2 * max(length, sk.advmss), sk.window_clamp)
 
 
-def tcp_measure_rcv_mss(sk: TcpSock, length: int, truesize: int) -> None:
-    """Learn the peer's segment size, and how much of the buffers is payload."""
-    if length >= sk.rcv_mss:
-        if length > sk.rcv_mss:
-            sk.rcv_mss = min(length, sk.advmss)
-        ratio = (length << 8) // truesize
-        if ratio != sk.scaling_ratio and ratio > 0:
-            # Slowly down, at once up: one small segment is not the rule.
-            sk.scaling_ratio = (
-                ratio if ratio > sk.scaling_ratio else (sk.scaling_ratio + ratio) >> 1
-            )
-            sk.scaling_ratio = max(min(sk.scaling_ratio, 255), 1)
-            if not sk.sk_flags & SOCK_RCVBUF_LOCK:
-                sk.window_clamp = min(tcp_full_space(sk), _MAX_UNSCALED << sk.rcv_wscale)
+def tcp_measure_rcv_mss(sk: TcpSock, mss: int, length: int) -> None:
+    """Learn the peer's segment size, and how much of a buffer of `length` octets is payload."""
+    if mss < sk.rcv_mss:
+        return
+    sk.rcv_mss = min(mss, sk.advmss)
+    ratio = min((length << 8) // (length + SKB_OVERHEAD), _RATIO_MOST)
+    if ratio != sk.scaling_ratio:
+        # At once up, slowly down: one short piece is not the rule.
+        sk.scaling_ratio = ratio if ratio > sk.scaling_ratio else (sk.scaling_ratio + ratio) >> 1
+        if not sk.sk_flags & SOCK_RCVBUF_LOCK:
+            sk.window_clamp = min(tcp_full_space(sk), _MAX_UNSCALED << sk.rcv_wscale)
 
 
 def tcp_rcv_rtt_measure_ts(sk: TcpSock, tsecr: int, now: float) -> None:
