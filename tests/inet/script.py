@@ -320,18 +320,22 @@ class Script:
 
     # -- what most scripts begin with -------------------------------------------------------------
 
-    def handshake(self, options: str = SYN_OPTIONS, flow: Flow | None = None) -> None:
+    def handshake(
+        self, options: str = SYN_OPTIONS, flow: Flow | None = None, rtt: float = 0.0
+    ) -> None:
         """The peer opens a connection to a listener."""
         flow = flow or self.flow
         self.inject(f"S 0:0(0) win 65535 {options}", flow)
         found = self.expect("S. 0:0(0) ack 1", flow)
         flow.timestamps = found.tsval is not None
+        if rtt:
+            self.sleep(rtt)
         self.inject(". 1:1(0) ack 1", flow)
 
-    def accepted(self, options: str = SYN_OPTIONS, **listening: int) -> Any:  # noqa: ANN401
-        """A connection that the peer opened."""
+    def accepted(self, options: str = SYN_OPTIONS, *, rtt: float = 0.0, **listening: int) -> Any:  # noqa: ANN401
+        """A connection that the peer opened, and acknowledged after `rtt` seconds."""
         listener = self.listener(**listening)
-        self.handshake(options)
+        self.handshake(options, rtt=rtt)
         return self.accept(listener)
 
     def connected(self, options: str = SYN_OPTIONS, **settings: int) -> Any:  # noqa: ANN401
