@@ -226,6 +226,8 @@ def _start_over(sk: TcpSock) -> None:
         sk.inet_saddr = sk.ANY
     sk.inet_daddr = sk.ANY
     sk.inet_dport = 0
+    if sk.bind_bucket is None:
+        sk.inet_num = 0  # only now: the RST had to come from it
     sk.sk_shutdown = 0
     sk.done = False
     sk.err_soft = 0
