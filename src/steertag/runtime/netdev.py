@@ -13,6 +13,7 @@ All that is kept here is guarded by the Stack's lock, which nobody holds while w
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ from typing import Final
 from weakref import WeakSet
 
 from steertag.device.base import Device, netdev_poll
+from steertag.errors import os_error
 from steertag.family.const import SOCK_DEAD, TcpState
 from steertag.family.sock import POLLRDHUP, Sock
 from steertag.family.socket import POLL_LOOK, Socket
@@ -309,11 +311,14 @@ class NetDriver:
 
     def _ready(self, ready: list[tuple[int, int]], eventfd: EventFd) -> list[Device]:
         devices = []
-        for fd, _ in ready:
+        for fd, events in ready:
             if fd == eventfd.fd:
                 eventfd.clear()
             elif (device := self._devices.get(fd)) is not None:
-                devices.append(device)
+                if events & select.EPOLLIN:
+                    devices.append(device)
+                else:
+                    self._failed(device, os_error(errno.ENETDOWN, "its descriptor hung up"))
         return devices
 
     def _hand_over(self) -> None:
