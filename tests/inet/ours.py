@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
+import steertag.socket
 from steertag.device import memory_link
 from steertag.family.stack import Stack
 from steertag.inet import AF_INET_NEW_TCP, inet_net, register
-from steertag.socket import socket as new_socket
 from tests.inet import namespace
 
 _QUIET: Final = 4000.0
@@ -69,8 +69,8 @@ class Ours:
         while self._to_next_timer(end):
             pass
 
-    def socket(self, family: int, kind: int) -> Any:  # noqa: ANN401  # as of Side
-        sock = new_socket(AF_INET_NEW_TCP, kind, stack=self.stack)
+    def socket(self, family: int, kind: int) -> steertag.socket.socket:
+        sock = steertag.socket.socket(AF_INET_NEW_TCP, kind, stack=self.stack)
         sock.setblocking(False)
         return sock
 

@@ -21,7 +21,7 @@ import errno
 import select
 import socket as std
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import pytest
 
@@ -48,6 +48,12 @@ SYN_OPTIONS: Final = "<mss 1460,sackOK,TS val 1000 ecr 0,wscale 7>"
 _ATTEMPTS: Final = 4
 
 
+Sock: TypeAlias = Any
+"""The standard library's socket or ours: they have the same calls."""
+Change: TypeAlias = Any
+"""A field of a packet, whatever its type."""
+
+
 class ScriptFailure(AssertionError):
     """The end under test did something else. The message has the transcript."""
 
@@ -61,7 +67,7 @@ class Side(Protocol):
     def inject(self, packet: bytes) -> None: ...
     def next_packet(self, timeout: float) -> bytes | None: ...
     def sleep(self, seconds: float) -> None: ...
-    def socket(self, family: int, kind: int) -> Any: ...  # noqa: ANN401  # either socket class
+    def socket(self, family: int, kind: int) -> Sock: ...
     def sysctl(self, name: str, value: int | str) -> None: ...
     def close(self) -> None: ...
 
@@ -116,18 +122,18 @@ class Script:
         self.last: Tcp | None = None
         self.last_octets = b""
         self._flows: list[Flow] = [self.flow]
-        self._socks: list[Any] = []
+        self._socks: list[Sock] = []
         self._transcript: list[str] = []
         self._began = self._event = side.now()
 
     # -- calls ------------------------------------------------------------------------------------
 
-    def socket(self, kind: int = std.SOCK_STREAM) -> Any:  # noqa: ANN401  # as of Side
+    def socket(self, kind: int = std.SOCK_STREAM) -> Sock:
         sock = self.side.socket(std.AF_INET6 if self.v == 6 else std.AF_INET, kind)
         self._socks.append(sock)
         return sock
 
-    def listener(self, port: int = PORT, backlog: int = 16, **options: int) -> Any:  # noqa: ANN401
+    def listener(self, port: int = PORT, backlog: int = 16, **options: int) -> Sock:
         """A listening socket; options of TCP by name, `TCP_NODELAY=1`."""
         sock = self.socket()
         sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)
@@ -136,13 +142,13 @@ class Script:
         sock.listen(backlog)
         return sock
 
-    def set(self, sock: Any, **options: int) -> None:  # noqa: ANN401
+    def set(self, sock: Sock, **options: int) -> None:
         """Set options of TCP or, with SO_, of the socket, by name."""
         for name, value in options.items():
             level = std.SOL_SOCKET if name.startswith("SO_") else std.IPPROTO_TCP
             sock.setsockopt(level, getattr(std, name), value)
 
-    def accept(self, listener: Any) -> Any:  # noqa: ANN401
+    def accept(self, listener: Sock) -> Sock:
         """The connection that must be there."""
         self.readable(listener)
         conn, _ = listener.accept()
@@ -151,7 +157,7 @@ class Script:
         self.note("accept()")
         return conn
 
-    def connect(self, sock: Any) -> None:  # noqa: ANN401
+    def connect(self, sock: Sock) -> None:
         """connect() from an address whose port becomes the flow's."""
         assert sock.connect_ex((self.ours, self.flow.port)) == errno.EINPROGRESS
         self.note("connect()")
@@ -167,22 +173,22 @@ class Script:
             raise self.failure(f"{call.__name__}: {error!r}, not {errno.errorcode[code]}") from None
         raise self.failure(f"{call.__name__}: {result!r}, not {errno.errorcode[code]}")
 
-    def events(self, sock: Any) -> int:  # noqa: ANN401
+    def events(self, sock: Sock) -> int:
         """POLL* bits of the socket now."""
         poller = select.poll()
         poller.register(sock, select.POLLIN | select.POLLOUT | select.POLLPRI | select.POLLRDHUP)
         found = poller.poll(0)
         return found[0][1] if found else 0
 
-    def readable(self, sock: Any) -> None:  # noqa: ANN401
+    def readable(self, sock: Sock) -> None:
         """Wait until it is."""
         self._wait(sock, select.POLLIN)
 
-    def writable(self, sock: Any) -> None:  # noqa: ANN401
+    def writable(self, sock: Sock) -> None:
         """Wait until it is."""
         self._wait(sock, select.POLLOUT)
 
-    def _wait(self, sock: Any, events: int) -> None:  # noqa: ANN401
+    def _wait(self, sock: Sock, events: int) -> None:
         end = self.side.now() + 5
         while not self.events(sock) & (events | select.POLLERR | select.POLLHUP):
             if self.side.now() > end:
@@ -201,7 +207,7 @@ class Script:
         self._flows.append(flow)
         return flow
 
-    def inject(self, text: str, flow: Flow | None = None, **changes: Any) -> None:  # noqa: ANN401
+    def inject(self, text: str, flow: Flow | None = None, **changes: Change) -> None:
         """Send a packet to the end under test; `changes` are set in it at last."""
         flow = flow or self.flow
         packet = self._filled(parse_text(text), flow, changes)
@@ -214,7 +220,7 @@ class Script:
         self._event = self.side.now()
         self.side.inject(emit(absolute))
 
-    def _filled(self, template: Template, flow: Flow, changes: dict[str, Any]) -> Tcp:
+    def _filled(self, template: Template, flow: Flow, changes: dict[str, Change]) -> Tcp:
         packet, said = template.packet, template.said
         if "options" not in said and flow.timestamps and "raw_options" not in changes:
             packet.options, packet.tsecr = (8,), flow.last_tsval
@@ -332,13 +338,13 @@ class Script:
             self.sleep(rtt)
         self.inject(". 1:1(0) ack 1", flow)
 
-    def accepted(self, options: str = SYN_OPTIONS, *, rtt: float = 0.0, **listening: int) -> Any:  # noqa: ANN401
+    def accepted(self, options: str = SYN_OPTIONS, *, rtt: float = 0.0, **listening: int) -> Sock:
         """A connection that the peer opened, and acknowledged after `rtt` seconds."""
         listener = self.listener(**listening)
         self.handshake(options, rtt=rtt)
         return self.accept(listener)
 
-    def connected(self, options: str = SYN_OPTIONS, **settings: int) -> Any:  # noqa: ANN401
+    def connected(self, options: str = SYN_OPTIONS, **settings: int) -> Sock:
         """A connection that the end under test opened."""
         sock = self.socket()
         self.set(sock, **settings)

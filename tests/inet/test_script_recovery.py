@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket as std
-from typing import Any
-
-from tests.inet.script import Script, conformance
+from tests.inet.script import Script, Sock, conformance
 
 PLAIN = "<mss 1000>"
 SACK = "<mss 1000,sackOK>"
 
 
-def slow_path(s: Script, conn: Any, rtt: float = 0.05) -> None:
+def slow_path(s: Script, conn: Sock, rtt: float = 0.05) -> None:
     """Show the connection a round-trip time once more: one segment, 1:1001."""
     conn.send(s.octets(1000))
     s.expect("P. 1:1001(1000) ack 1")
@@ -20,7 +18,7 @@ def slow_path(s: Script, conn: Any, rtt: float = 0.05) -> None:
     s.inject(". 1:1(0) ack 1001")
 
 
-def sent(s: Script, conn: Any, first: int, count: int, size: int = 1000) -> None:
+def sent(s: Script, conn: Sock, first: int, count: int, size: int = 1000) -> None:
     """`count` segments go out, the first at sequence number `first`."""
     conn.send(s.octets(count * size, first))
     for at in range(first, first + count * size, size):
