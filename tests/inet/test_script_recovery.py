@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket as std
+
 from tests.inet.script import Script, Sock, conformance
 
 PLAIN = "<mss 1000>"
