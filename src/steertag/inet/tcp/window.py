@@ -39,22 +39,31 @@ def tcp_receive_window(sk: TcpSock) -> int:
     return left if left > 0 else 0
 
 
-def tcp_select_initial_window(sk: TcpSock) -> None:
-    """The window of a SYN, and the shift for later ones (RFC 7323 section 2.2)."""
+def tcp_initial_window(sk: TcpSock, advmss: int) -> tuple[int, int, int]:
+    """The window of a SYN, the shift for later ones (RFC 7323 section 2.2), and the window clamp.
+
+    `sk` is the connection, or the listener that it comes to.
+    """
     sysctl = sk.sk_stack.sysctl
-    sk.scaling_ratio = _RATIO_START
-    space = tcp_full_space(sk)
-    sk.rcv_wnd = max(min(space, _MAX_UNSCALED), sk.advmss)
-    sk.rcv_wscale = 0
+    space = sk.sk_rcvbuf * _RATIO_START >> 8
+    clamp = sk.window_clamp
+    shift = 0
     if sysctl["net.ipv4.tcp_window_scaling"]:
         limits = sk.sk_prot.sysctl_rmem
         most = max(space, sysctl["net.core.rmem_max"], limits[2] if limits else 0)
-        if sk.window_clamp:
-            most = min(most, sk.window_clamp)
-        sk.rcv_wscale = min(max((most - 1).bit_length() - 16, 0), _MAX_WSCALE)
-    sk.window_clamp = min(sk.window_clamp or _MAX_UNSCALED << _MAX_WSCALE, 65535 << sk.rcv_wscale)
-    # At first no more than some ten segments: the peer's congestion window asks no more.
-    sk.rcv_wnd = min(sk.rcv_wnd, _MAX_UNSCALED)
+        if clamp:
+            most = min(most, clamp)
+        shift = min(max((most - 1).bit_length() - 16, 0), _MAX_WSCALE)
+    if clamp:
+        space = min(space, clamp)
+    window = min(max(min(space, _MAX_UNSCALED), advmss), _MAX_UNSCALED)
+    return window, shift, min(clamp or _MAX_UNSCALED << _MAX_WSCALE, _MAX_UNSCALED << shift)
+
+
+def tcp_select_initial_window(sk: TcpSock) -> None:
+    """Choose them for a connection of ours."""
+    sk.scaling_ratio = _RATIO_START
+    sk.rcv_wnd, sk.rcv_wscale, sk.window_clamp = tcp_initial_window(sk, sk.advmss)
     sk.rcv_ssthresh = sk.rcv_wnd
 
 
