@@ -7,7 +7,7 @@ import select
 import socket as std
 import struct
 
-from tests.inet.script import SYN_OPTIONS, Script, conformance
+from tests.inet.script import Script, conformance
 
 PLAIN = "<mss 1000>"
 TCP_FASTOPEN_CONNECT = 30
