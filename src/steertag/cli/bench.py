@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from steertag.cli.device import Network, family_options
 from steertag.cli.record import pcap_option
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -59,6 +60,7 @@ class Octets(click.ParamType[int]):
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @pcap_option
+@family_options
 def bench(
     op: str,
     size: int | None,
@@ -69,10 +71,13 @@ def bench(
     poll: bool,
     rounds: int,
     as_json: bool,
+    network: Network,
 ) -> None:
     """Measure RDMA WRITE, READ or SEND, memory to memory between two processes.
 
     In the same run a plain TCP socket moves the same octets: the ratio says what the RNIC costs.
+    With --family new_tcp both go over steertag's TCP/IP here, and over the host's in the other
+    process, which reaches the device through its host= address.
     """
     from steertag.perf.bench import BenchOptions, run
 
@@ -87,6 +92,8 @@ def bench(
         post_list=post_list,
         poll=poll,
         rounds=rounds,
+        family=network.family,
+        address=network.address,
     )
     try:
         result = run(options)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, ParamSpec, TypedDict
 
 import click
 
+from steertag.cli.device import DeviceFailed, Network, family_options
 from steertag.cli.output import reader_left
 from steertag.cli.record import CaptureFailed, pcap_option
 
@@ -55,7 +56,7 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
             command(*args, **kwargs)
         except FabricError as error:
             _fail(error.code, str(error), as_json)
-        except CaptureFailed as error:
+        except (CaptureFailed, DeviceFailed) as error:
             _fail(1, error.message, as_json)
         except KeyboardInterrupt:
             _fail(_INTERRUPTED, "interrupted", as_json)
@@ -125,6 +126,7 @@ class _Link(TypedDict):
     rtr: tuple[Literal["write", "read", "send"], ...]
     max_fpdu: int | None
     timeout: float
+    network: Network
 
 
 def _link(
@@ -149,7 +151,18 @@ def _link(
     if given["rtr"] and not (server or given["p2p"]):
         raise click.UsageError("--rtr is of peer-to-peer mode; add --p2p")
     return LinkOptions(
-        address=address, port=port, source=source, tos=tos, ack_timeout=ack_timeout, **given
+        address=address,
+        port=port,
+        source=source,
+        tos=tos,
+        ack_timeout=ack_timeout,
+        family=given["network"].family,
+        crc=given["crc"],
+        mpa_revision=given["mpa_revision"],
+        p2p=given["p2p"],
+        rtr=given["rtr"],
+        max_fpdu=given["max_fpdu"],
+        timeout=given["timeout"],
     )
 
 
@@ -210,6 +223,7 @@ def _nothing(_line: str) -> None:
 @_link_options
 @_one_line_errors
 @pcap_option
+@family_options
 def rping(
     server: bool,
     client: bool,
@@ -338,6 +352,7 @@ def _port_space(_ctx: click.Context, _param: click.Parameter, value: str) -> str
 @_link_options
 @_one_line_errors
 @pcap_option
+@family_options
 def ucmatose(
     address: str | None,
     bind: str | None,
@@ -436,6 +451,7 @@ def _exchange(
 @_link_options
 @_one_line_errors
 @pcap_option
+@family_options
 def rdma_client(address: str, port: int, as_json: bool, **link: Unpack[_Link]) -> None:
     """Send 16 octets to rdma_server, or to `stag rdma-server`, and receive 16."""
     _exchange(address, port, False, as_json, **link)
@@ -447,6 +463,7 @@ def rdma_client(address: str, port: int, as_json: bool, **link: Unpack[_Link]) -
 @_link_options
 @_one_line_errors
 @pcap_option
+@family_options
 def rdma_server(address: str | None, port: int, as_json: bool, **link: Unpack[_Link]) -> None:
     """Receive 16 octets from rdma_client, or from `stag rdma-client`, and send 16."""
     _exchange(address, port, True, as_json, **link)

@@ -16,6 +16,7 @@ from typing import NoReturn, NotRequired, ParamSpec, TypedDict, Unpack
 import click
 
 from steertag.cli import output
+from steertag.cli.device import DeviceFailed, Network, family_options
 from steertag.cli.record import CaptureFailed, pcap_option
 from steertag.transfer.auth import (
     TOKEN_FILE_VARIABLE,
@@ -68,7 +69,7 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
             command(*args, **kwargs)
         except TransferError as error:
             _fail(error.code, error.message, as_json)
-        except CaptureFailed as error:
+        except (CaptureFailed, DeviceFailed) as error:
             _fail(ExitCode.FAILURE, error.message, as_json)
         except KeyboardInterrupt:
             _fail(ExitCode.INTERRUPTED, "interrupted; nothing was replaced", as_json)
@@ -159,6 +160,7 @@ class _Connection(TypedDict):
     connect_timeout: float
     timeout: float
     rdma_timeout: NotRequired[float]
+    network: Network
 
 
 def _connect(
@@ -166,6 +168,7 @@ def _connect(
     token_file: Path | None,
     connect_timeout: float,
     timeout: float,
+    network: Network,
     rdma_timeout: float = _CLIENT.rdma_timeout,
 ) -> Client:
     variable = os.environ.get(TOKEN_FILE_VARIABLE)
@@ -176,6 +179,7 @@ def _connect(
         rdma_timeout=rdma_timeout,
         # A token from the environment is for servers elsewhere; one of this machine needs none.
         require_auth=token_file is not None or (path is not None and not is_loopback(url.host)),
+        family=network.family,
     )
     token = read_token_file(path) if path else None
     signal.signal(signal.SIGTERM, _terminate)
@@ -191,6 +195,7 @@ def _connect(
 @_move_options
 @_one_line_errors
 @pcap_option
+@family_options
 def get(
     url: str,
     dest: str | None,
@@ -231,6 +236,7 @@ def get(
 @_move_options
 @_one_line_errors
 @pcap_option
+@family_options
 def put(
     file: Path,
     url: str,
@@ -293,6 +299,7 @@ def _amount(octets: int) -> str:
 @click.option("-l", "--long", "long_form", is_flag=True, help="Show mode, size and time.")
 @_json_option
 @_one_line_errors
+@family_options
 def ls(url: str, long_form: bool, as_json: bool, **connection: Unpack[_Connection]) -> None:
     """List the directory, or the one file, at URL (stag://host:port/path).
 
@@ -339,10 +346,9 @@ def _details(entry: Entry) -> str:
 @click.argument("directory", metavar="DIR", type=_FILE)
 @click.option(
     "--bind",
-    default="127.0.0.1",
-    show_default=True,
     metavar="HOST[:PORT]",
-    help=f"Address to listen on; port {DEFAULT_PORT} unless given, 0 for any free one.",
+    help=f"Address to listen on (default: 127.0.0.1, or the first of the first --device);"
+    f" port {DEFAULT_PORT} unless given, 0 for any free one.",
 )
 @click.option("--writable", is_flag=True, help="Let clients put files.")
 @click.option(
@@ -370,9 +376,10 @@ def _details(entry: Entry) -> str:
 @_json_option
 @_one_line_errors
 @pcap_option
+@family_options
 def serve(
     directory: Path,
-    bind: str,
+    bind: str | None,
     writable: bool,
     token_file: Path | None,
     no_auth: bool,
@@ -381,6 +388,7 @@ def serve(
     timeout: float,
     quiet: bool,
     as_json: bool,
+    network: Network,
 ) -> None:
     """Serve DIR to stag clients until interrupted.
 
@@ -392,7 +400,7 @@ def serve(
 
     if no_auth and token_file:
         raise TransferError(ExitCode.USAGE, "--no-auth and --token-file exclude each other")
-    host, port = parse_address(bind)
+    host, port = parse_address(bind) if bind else (network.address, DEFAULT_PORT)
     token = None
     if token_file:
         token = read_token_file(token_file)
@@ -403,6 +411,7 @@ def serve(
         directory=directory,
         host=host,
         port=port,
+        family=network.family,
         writable=writable,
         token=token,
         no_auth=no_auth,

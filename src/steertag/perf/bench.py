@@ -6,6 +6,7 @@ medians of the rounds.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,15 @@ from steertag.perf.job import Control, Job, job_message
 from steertag.perf.peer import LOOPBACK
 from steertag.perf.raw import RawSocket
 from steertag.perf.rdma import RdmaSide
-from steertag.socket import IPPROTO_TCP, TCP_NODELAY, create_server, socket
+from steertag.runtime.interfaces import VARIABLE
+from steertag.socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_TCP,
+    TCP_NODELAY,
+    create_server,
+    socket,
+)
 
 ROUNDS: Final = 5
 _START_TIMEOUT: Final = 30.0
@@ -40,6 +49,8 @@ class BenchOptions:
     post_list: requests posted with one call; None: 32 for messages under 8 KiB, else 1.
     poll: busy-wait (both the RDMA side and the raw socket's process do).
     rounds: how often each of the two is measured.
+    family: of this process's sockets; 0 is the host's TCP. The other process has the host's.
+    address: where they meet.
     """
 
     op: str
@@ -50,6 +61,8 @@ class BenchOptions:
     post_list: int | None = None
     poll: bool = False
     rounds: int = ROUNDS
+    family: int = 0
+    address: str = LOOPBACK
 
 
 def run(options: BenchOptions) -> dict[str, object]:
@@ -58,7 +71,7 @@ def run(options: BenchOptions) -> dict[str, object]:
     Raises:
         OSError: the other process could not be started or went away.
     """
-    with _two_processes(options.size, options.crc) as (control, raw, rdma):
+    with _two_processes(options) as (control, raw, rdma):
         post_list = options.post_list or (_POST_LIST if options.size < _SMALL else 1)
         count = options.count or _choose_count(control, raw, options, post_list)
         per_round = max(1, count // options.rounds)
@@ -126,12 +139,20 @@ def _choose_count(control: Control, raw: RawSocket, options: BenchOptions, post_
         count *= 4
 
 
+def _environment() -> dict[str, str]:
+    """Without our devices: nobody else can have them."""
+    return {name: value for name, value in os.environ.items() if name != VARIABLE}
+
+
 @contextmanager
-def _two_processes(size: int, crc: bool) -> Iterator[tuple[Control, RawSocket, RdmaSide]]:
+def _two_processes(options: BenchOptions) -> Iterator[tuple[Control, RawSocket, RdmaSide]]:
     """Start the other process and connect to it three ways."""
-    with create_server((LOOPBACK, 0), backlog=4) as server:
+    size, crc, address = options.size, options.crc, options.address
+    family = options.family or (AF_INET6 if ":" in address else AF_INET)
+    with create_server((address, 0), family=family, backlog=4) as server:
         port = server.getsockname()[1]
-        peer = subprocess.Popen([sys.executable, "-m", "steertag.perf.peer", str(port)])
+        command = [sys.executable, "-m", "steertag.perf.peer", address, str(port)]
+        peer = subprocess.Popen(command, env=_environment())
         try:
             server.settimeout(_START_TIMEOUT)
             streams: list[socket] = []

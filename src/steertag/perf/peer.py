@@ -1,6 +1,6 @@
-"""The other process of a benchmark: `python -m steertag.perf.peer PORT`, started by the first.
+"""A benchmark's other process, started by the first: `python -m steertag.perf.peer ADDRESS PORT`.
 
-It connects to the first process on loopback and serves rounds until that goes away.
+It connects to the first process and serves rounds until that goes away.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from steertag.socket import IPPROTO_TCP, TCP_NODELAY, create_connection
 LOOPBACK: Final = "127.0.0.1"
 
 
-def serve(port: int) -> None:
+def serve(address: str, port: int) -> None:
     """Serve rounds: the passive side of each."""
-    control = Control(create_connection((LOOPBACK, port)))
-    raw_stream = create_connection((LOOPBACK, port))
+    control = Control(create_connection((address, port)))
+    raw_stream = create_connection((address, port))
     raw_stream.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    rdma_stream = create_connection((LOOPBACK, port))
+    rdma_stream = create_connection((address, port))
     hello = control.receive()
     size, crc = hello["size"], hello["crc"]
     if not isinstance(size, int) or not isinstance(crc, bool):
@@ -48,6 +48,6 @@ if __name__ == "__main__":
     # Ctrl-C goes to the whole group: the first process tells of it and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        serve(int(sys.argv[1]))
+        serve(sys.argv[1], int(sys.argv[2]))
     except OSError as exc:
         sys.exit(f"benchmark peer: {exc}")

@@ -37,6 +37,7 @@ class LinkOptions:
         timeout: seconds that the peer may be silent.
         tos: IP's type of service.
         ack_timeout: the exponent of RDMA_OPTION_ID_ACK_TIMEOUT.
+        family: of the sockets; 0 is the host's TCP.
     """
 
     address: str | None
@@ -50,10 +51,16 @@ class LinkOptions:
     timeout: float = 30.0
     tos: int | None = None
     ack_timeout: int | None = None
+    family: int = 0
 
     @property
     def where(self) -> str:
         return name_of(self.address or "any address", self.port)
+
+    @property
+    def address_flags(self) -> int:
+        """Flags of an AddrInfo of these addresses."""
+        return int(v.RAI_FAMILY) if self.family else 0
 
     def set_on(self, cmid: v.CMID) -> None:
         """`rdma_set_option` of what was asked for."""
@@ -180,7 +187,13 @@ def connected(
     Raises FabricError.
     """
     try:
-        address = v.AddrInfo(src=options.source, dst=options.address, dst_service=options.port)
+        address = v.AddrInfo(
+            src=options.source,
+            dst=options.address,
+            dst_service=options.port,
+            flags=options.address_flags,
+            family=options.family,
+        )
     except OSError as exc:
         raise cannot_connect(exc, options.where) from exc
     with v.CMID(address, attr, pd) as cmid:
@@ -203,7 +216,12 @@ def listening(
 
     Raises FabricError.
     """
-    address = v.AddrInfo(src=options.address, src_service=options.port, flags=v.RAI_PASSIVE)
+    address = v.AddrInfo(
+        src=options.address,
+        src_service=options.port,
+        flags=v.RAI_PASSIVE | options.address_flags,
+        family=options.family,
+    )
     with v.CMID(address, attr) as listener:
         options.set_on(listener)
         try:

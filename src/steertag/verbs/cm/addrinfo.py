@@ -36,7 +36,8 @@ class AddrInfo:
         flags: RAI_PASSIVE for listening; RAI_NUMERICHOST: look no name up; RAI_FAMILY: addresses
             of `family` only; RAI_NOROUTE and RAI_DNS change nothing: there are no route records,
             and names always come from where the host has them.
-        family: AF_INET or AF_INET6, with RAI_FAMILY.
+        family: with RAI_FAMILY: AF_INET or AF_INET6; or a family of this process's whose
+            addresses are IP's (AF_INET_NEW_TCP), which has them all then.
 
     Raises:
         socket.gaierror: an OSError: no such host or service.
@@ -116,13 +117,17 @@ class AddrInfo:
         return f"<AddrInfo {way}>"
 
 
+_HOST_FAMILIES: Final = (host.AF_UNSPEC, host.AF_INET, host.AF_INET6)
+
+
 def _look_up(name: str | None, service: str | int | None, flags: int, family: int) -> list[Address]:
+    asked = family if family in _HOST_FAMILIES else host.AF_UNSPEC
     hints = host.AI_PASSIVE if flags & RAI_PASSIVE else 0
     if flags & RAI_NUMERICHOST:
         hints |= host.AI_NUMERICHOST
     try:
         found = host.getaddrinfo(
-            name or None, service or 0, family, host.SOCK_STREAM, host.IPPROTO_TCP, hints
+            name or None, service or 0, asked, host.SOCK_STREAM, host.IPPROTO_TCP, hints
         )
     except host.gaierror as exc:
         what = f"host {name!r}" if name else "no host"
@@ -131,4 +136,7 @@ def _look_up(name: str | None, service: str | int | None, flags: int, family: in
         raise host.gaierror(exc.errno, f"{exc.strerror}: {what}") from None
     except (OverflowError, UnicodeError) as exc:
         raise os_error(errno.EINVAL, f"host {name!r}, service {service!r}: {exc}") from None
-    return [(known, address) for known, _, _, _, address in found if len(address) in (2, 4)]  # type: ignore[misc]
+    found = [entry for entry in found if len(entry[4]) in (2, 4)]
+    if asked != family and not name and flags & RAI_PASSIVE:
+        found.reverse()  # "::" first, which is any address of either version there
+    return [(known if asked == family else family, address) for known, _, _, _, address in found]  # type: ignore[misc]
