@@ -32,6 +32,9 @@ SOCK_NOMEM: Final = 1 << 4  # ... because of protocol memory, not of its own buf
 SOCK_SNDBUF_LOCK: Final = 1 << 5  # SO_SNDBUF was set by hand: no automatic growth
 SOCK_RCVBUF_LOCK: Final = 1 << 6
 SOCK_FREED: Final = 1 << 7  # sk_free was called; the last buffer in flight destroys it
+SOCK_KEEPOPEN: Final = 1 << 8  # SO_KEEPALIVE
+SOCK_BROADCAST: Final = 1 << 9  # SO_BROADCAST
+SOCK_URGINLINE: Final = 1 << 10  # SO_OOBINLINE
 
 
 class SocketState(IntEnum):

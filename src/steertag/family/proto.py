@@ -59,8 +59,11 @@ class Proto:
         shutdown: `(sk, how)`. Half-close: how is RCV_SHUTDOWN and/or SEND_SHUTDOWN, already set
             in `sk_shutdown` (`inet_shutdown`).
         setsockopt: `(sk, level, name, value)`. Levels other than SOL_SOCKET
-            (`sock_common_setsockopt`). Value is an int or octets.
+            (`sock_common_setsockopt`), and what of SOL_SOCKET is not common to all families.
+            Value is an int or octets.
         getsockopt: `(sk, level, name, size) -> int | bytes`. As above; size 0 asks for an int.
+        keepalive: `(sk, on)`. SO_KEEPALIVE was set; `sk_flags` says so afterwards. A protocol
+            without it refuses the option.
         sendmsg: `(sk, msg) -> octets taken` (`inet_sendmsg`).
         recvmsg: `(sk, msg, flags) -> octets placed`; sets msg_name and msg_flags
             (`sock_common_recvmsg`).
@@ -107,6 +110,7 @@ class Proto:
     shutdown: Callable[[Sock, int], None] | None = None
     setsockopt: Callable[[Sock, int, int, int | bytes | None], None] | None = None
     getsockopt: Callable[[Sock, int, int, int], int | bytes] | None = None
+    keepalive: Callable[[Sock, bool], None] | None = None
     sendmsg: Callable[[Sock, MsgHdr], int] | None = None
     recvmsg: Callable[[Sock, MsgHdr, int], int] | None = None
     bind: Callable[[Sock, Address], None] | None = None

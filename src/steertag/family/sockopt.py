@@ -10,6 +10,7 @@ from typing import Final
 
 from steertag.errors import StateError, os_error
 from steertag.family.const import (
+    SOCK_KEEPOPEN,
     SOCK_LINGER,
     SOCK_MIN_RCVBUF,
     SOCK_MIN_SNDBUF,
@@ -19,10 +20,15 @@ from steertag.family.const import (
 )
 from steertag.family.sock import Sock
 from steertag.family.socket import Socket
+from steertag.family.sysctl import INT_MAX
 
 _INT: Final = struct.Struct("@i")
 _LINGER: Final = struct.Struct("@ii")
 _TIMEVAL: Final = struct.Struct("@ll")
+
+# The standard library has no names for these (asm-generic/socket.h).
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
 
 Value = int | bytes | None
 
@@ -48,17 +54,38 @@ def _set_reuse(sk: Sock, value: Value) -> None:
 
 
 def _set_sndbuf(sk: Sock, value: Value) -> None:
+    _set_sndbuf_force(sk, min(int_value(value), sk.sk_stack.sysctl["net.core.wmem_max"]))
+
+
+def _set_sndbuf_force(sk: Sock, value: Value) -> None:
+    """SO_SNDBUFFORCE: above the sysctl too; nobody's memory but the process's own is at stake."""
     # Doubled, as in the kernel: the bookkeeping counts, and a user thinks of payload.
-    asked = min(int_value(value), sk.sk_stack.sysctl["net.core.wmem_max"])
+    sk.sk_sndbuf = max(min(int_value(value), INT_MAX // 2) * 2, SOCK_MIN_SNDBUF)
     sk.sk_flags |= SOCK_SNDBUF_LOCK
-    sk.sk_sndbuf = max(asked * 2, SOCK_MIN_SNDBUF)
     sk.sk_write_space(sk)
 
 
 def _set_rcvbuf(sk: Sock, value: Value) -> None:
-    asked = min(int_value(value), sk.sk_stack.sysctl["net.core.rmem_max"])
+    _set_rcvbuf_force(sk, min(int_value(value), sk.sk_stack.sysctl["net.core.rmem_max"]))
+
+
+def _set_rcvbuf_force(sk: Sock, value: Value) -> None:
+    sk.sk_rcvbuf = max(min(int_value(value), INT_MAX // 2) * 2, SOCK_MIN_RCVBUF)
     sk.sk_flags |= SOCK_RCVBUF_LOCK
-    sk.sk_rcvbuf = max(asked * 2, SOCK_MIN_RCVBUF)
+
+
+def _set_keepalive(sk: Sock, value: Value) -> None:
+    if sk.sk_prot.keepalive is None:
+        raise os_error(errno.ENOPROTOOPT)
+    on = bool(int_value(value))
+    sk.sk_prot.keepalive(sk, on)
+    sk.sk_flags = sk.sk_flags | SOCK_KEEPOPEN if on else sk.sk_flags & ~SOCK_KEEPOPEN
+
+
+def _get_keepalive(sk: Sock) -> int:
+    if sk.sk_prot.keepalive is None:
+        raise os_error(errno.ENOPROTOOPT)
+    return int(bool(sk.sk_flags & SOCK_KEEPOPEN))
 
 
 def _set_rcvlowat(sk: Sock, value: Value) -> None:
@@ -104,6 +131,9 @@ _SET: Final[dict[int, Callable[[Sock, Value], None]]] = {
     host.SO_REUSEADDR: _set_reuse,
     host.SO_SNDBUF: _set_sndbuf,
     host.SO_RCVBUF: _set_rcvbuf,
+    SO_SNDBUFFORCE: _set_sndbuf_force,
+    SO_RCVBUFFORCE: _set_rcvbuf_force,
+    host.SO_KEEPALIVE: _set_keepalive,
     host.SO_RCVLOWAT: _set_rcvlowat,
     host.SO_LINGER: _set_linger,
     host.SO_RCVTIMEO: _set_rcvtimeo,
@@ -114,6 +144,7 @@ _GET: Final[dict[int, Callable[[Sock], int | bytes]]] = {
     host.SO_REUSEADDR: lambda sk: int(sk.sk_reuse),
     host.SO_SNDBUF: lambda sk: sk.sk_sndbuf,
     host.SO_RCVBUF: lambda sk: sk.sk_rcvbuf,
+    host.SO_KEEPALIVE: _get_keepalive,
     host.SO_RCVLOWAT: lambda sk: sk.sk_rcvlowat,
     host.SO_LINGER: lambda sk: _LINGER.pack(
         int(bool(sk.sk_flags & SOCK_LINGER)), int(sk.sk_lingertime)
@@ -129,18 +160,22 @@ _GET: Final[dict[int, Callable[[Sock], int | bytes]]] = {
 
 
 def sock_setsockopt(sock: Socket, name: int, value: Value) -> None:
-    """Set a SOL_SOCKET option. Raises ENOPROTOOPT for one that would change nothing here."""
+    """Set a SOL_SOCKET option. Raises ENOPROTOOPT for one that would change nothing here.
+
+    One that is not common to all families is the protocol's to know (`Proto.setsockopt`).
+    """
     setter = _SET.get(name)
-    if setter is None:
-        raise os_error(errno.ENOPROTOOPT)
-    setter(sock_of(sock), value)
+    if setter is not None:
+        setter(sock_of(sock), value)
+    else:
+        sock.ops.setsockopt(sock, host.SOL_SOCKET, name, value)
 
 
 def sock_getsockopt(sock: Socket, name: int, size: int) -> int | bytes:
     """Read a SOL_SOCKET option: an int when `size` is 0, else up to `size` octets."""
     getter = _GET.get(name)
     if getter is None:
-        raise os_error(errno.ENOPROTOOPT)
+        return sock.ops.getsockopt(sock, host.SOL_SOCKET, name, size)
     return as_asked(getter(sock_of(sock)), size)
 
 
