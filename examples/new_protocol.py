@@ -18,6 +18,7 @@ from example_stream import DGRAM, HEADER, ExampleSock, ExampleStream, Frame, exa
 from steertag import family as net
 from steertag import socket
 from steertag.device import Device, memory_link, register_netdevice, unregister_netdevice
+from steertag.device import Frame as ReceivedFrame
 from steertag.errors import os_error
 from steertag.family import MsgHdr, SkBuff, Sock, Socket, SocketState, Stack, TcpState
 
@@ -127,9 +128,9 @@ class ExampleFamily:
 
     # -- what comes in, by way of register_netdevice() ------------------------------------------
 
-    def receive(self, octets: memoryview) -> None:
-        frame = Frame.parse(octets)
-        payload = octets[HEADER.size :]
+    def receive(self, received: ReceivedFrame) -> None:
+        frame = Frame.parse(received.data)
+        payload = received.data[HEADER.size :]
         if frame.dst != self.node:
             return
         if frame.kind == DGRAM:

@@ -1,14 +1,27 @@
 """The DEVICE layer: what carries frames."""
 
-from steertag.device.base import Device, DeviceStats, register_netdevice, unregister_netdevice
+from steertag.device.base import (
+    Device,
+    DeviceStats,
+    Frame,
+    Offload,
+    netdev_poll,
+    register_netdevice,
+    unregister_netdevice,
+)
 from steertag.device.memory import MemoryDevice, loopback, memory_link
+from steertag.device.offload import dev_queue_xmit
 
 __all__ = [
     "Device",
     "DeviceStats",
+    "Frame",
     "MemoryDevice",
+    "Offload",
+    "dev_queue_xmit",
     "loopback",
     "memory_link",
+    "netdev_poll",
     "register_netdevice",
     "unregister_netdevice",
 ]

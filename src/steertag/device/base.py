@@ -6,10 +6,96 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from steertag.errors import ProtocolError, WireError, os_error
 from steertag.family.skbuff import Buffer
 from steertag.family.stack import NETDEV_REGISTER, NETDEV_UNREGISTER, Stack
+
+# What is known of a received frame's transport checksum (linux/skbuff.h).
+CHECKSUM_NONE: Final = 0
+CHECKSUM_UNNECESSARY: Final = 1
+CHECKSUM_PARTIAL: Final = 3
+
+# gso_type (linux/virtio_net.h)
+GSO_NONE: Final = 0
+GSO_TCPV4: Final = 1
+GSO_TCPV6: Final = 4
+GSO_UDP_L4: Final = 5
+GSO_ECN: Final = 0x80
+
+# features
+NETIF_F_HW_CSUM: Final = 1
+NETIF_F_RXCSUM: Final = 2
+NETIF_F_TSO: Final = 4
+NETIF_F_TSO6: Final = 8
+NETIF_F_GSO_UDP_L4: Final = 16
+NETIF_F_ALL: Final = 31
+
+# type (linux/if_arp.h)
+ARPHRD_ETHER: Final = 1
+ARPHRD_LOOPBACK: Final = 772
+ARPHRD_NONE: Final = 0xFFFE
+
+ETH_HLEN: Final = 14
+MAX_SUPER_FRAME: Final = 65535
+
+
+class Frame:
+    """A frame as it was received.
+
+    Attributes:
+        data: its octets; they live, unchanged, as long as somebody holds them.
+        csum: CHECKSUM_NONE: the transport checksum is still to be verified; else it is not.
+        gso_type, gso_size: of a super-segment: what it is, and the payload of each segment in it.
+    """
+
+    __slots__ = ("csum", "data", "gso_size", "gso_type")
+
+    def __init__(
+        self,
+        data: memoryview,
+        csum: int = CHECKSUM_NONE,
+        gso_type: int = GSO_NONE,
+        gso_size: int = 0,
+    ) -> None:
+        self.data = data
+        self.csum = csum
+        self.gso_type = gso_type
+        self.gso_size = gso_size
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+class Offload:
+    """What is left to the device, or to software on its behalf (offload.py), of a frame to send.
+
+    The checksum field holds the sum of the pseudo-header, folded, not complemented, as virtio has
+    it. Positions count from the start of the frame's parts: whoever puts octets in front adds their
+    number (`moved`).
+
+    Attributes:
+        csum_start: where the checksummed octets begin. csum_offset: of the field, from there.
+        gso_type, gso_size: cut the payload into segments of that many octets; GSO_NONE: leave it.
+        hdr_len: octets of all headers, the transport's included.
+    """
+
+    __slots__ = ("csum_offset", "csum_start", "gso_size", "gso_type", "hdr_len")
+
+    def __init__(
+        self, csum_start: int, csum_offset: int, gso_type: int, gso_size: int, hdr_len: int
+    ) -> None:
+        self.csum_start = csum_start
+        self.csum_offset = csum_offset
+        self.gso_type = gso_type
+        self.gso_size = gso_size
+        self.hdr_len = hdr_len
+
+    def moved(self, octets: int) -> None:
+        """So many octets were put in front."""
+        self.csum_start += octets
+        self.hdr_len += octets
 
 
 @dataclass(slots=True)
@@ -29,29 +115,43 @@ class Device(ABC):
 
     Attributes:
         name: as listed.
-        mtu: most octets of a frame.
+        mtu: most octets of an IP packet; a link-layer header (`hard_header_len`) comes on top.
+        type: ARPHRD_*. dev_addr: its link-layer address, b"" without.
+        features: NETIF_F_*: what `transmit` does by itself; `dev_queue_xmit` does the rest.
+        ifindex: its number in the Stack; 0 before it is registered.
+        up: frames are carried.
         stats: counters.
         on_receive: called when `receive` has something to give; may be called from any thread.
+        turn: takes a turn's frames in; set by `register_netdevice`.
     """
 
-    def __init__(self, name: str, mtu: int) -> None:
+    type: int = ARPHRD_NONE
+    hard_header_len: int = 0
+    dev_addr: bytes = b""
+
+    def __init__(self, name: str, mtu: int, features: int = 0) -> None:
         self.name = name
         self.mtu = mtu
+        self.features = features
+        self.ifindex = 0
+        self.up = True
         self.stats = DeviceStats()
         self.on_receive: Callable[[], None] | None = None
         self.turn: Callable[[], bool] | None = None
 
     @abstractmethod
-    def transmit(self, parts: Sequence[Buffer]) -> None:
+    def transmit(self, parts: Sequence[Buffer], offload: Offload | None = None) -> None:
         """Send one frame, given in parts, which the caller may reuse at once.
+
+        `offload` asks for no more than `features` has.
 
         Raises:
             OSError: EMSGSIZE, longer than the mtu; ENOBUFS, no room now; ENETDOWN, closed.
         """
 
     @abstractmethod
-    def receive(self) -> memoryview | None:
-        """The next frame, valid until the next call; None if there is none."""
+    def receive(self) -> Frame | None:
+        """The next frame; None if there is none."""
 
     def fileno(self) -> int:
         """Readable when `receive` has something; -1: none, `on_receive` is called."""
@@ -61,36 +161,50 @@ class Device(ABC):
     def close(self) -> None:
         """Carry no more frames."""
 
-    def count_transmit(self, length: int) -> None:
+    def count_transmit(self, length: int, offload: Offload | None = None) -> None:
         """Check a frame's length and count it. Raises EMSGSIZE."""
-        if length > self.mtu:
-            raise os_error(errno.EMSGSIZE, f"{length} octets, and {self.name} carries {self.mtu}")
+        most = MAX_SUPER_FRAME if offload is not None and offload.gso_type else self.mtu
+        if length > most + self.hard_header_len:
+            raise os_error(errno.EMSGSIZE, f"{length} octets, and {self.name} carries {most}")
         self.stats.tx_packets += 1
         self.stats.tx_bytes += length
 
 
-def register_netdevice(stack: Stack, device: Device, receive: Callable[[memoryview], None]) -> None:
+def register_netdevice(
+    stack: Stack,
+    device: Device,
+    receive: Callable[[Frame], None],
+    complete: Callable[[], None] | None = None,
+) -> None:
     """Have `receive(frame)` called for every frame, with the Stack's lock held.
 
     A turn takes at most sysctl net.core.netdev_budget frames, so that a flood does not keep the
-    Stack from its other work. A frame that is not valid (WireError, ProtocolError) is counted in
-    `rx_errors`.
+    Stack from its other work; `complete()` is called when it is over (napi_complete). A frame that
+    is not valid (WireError, ProtocolError) is counted in `rx_errors`.
 
     Raises:
         OSError: EEXIST, a device of that name is there.
     """
+    stats = device.stats
+    budget = stack.sysctl.table("net.core.netdev_budget").data
 
     def turn() -> bool:
-        for taken in range(stack.sysctl["net.core.netdev_budget"]):
-            frame = device.receive()
-            if frame is None:
-                return taken > 0
-            device.stats.rx_packets += 1
-            device.stats.rx_bytes += len(frame)
-            try:
-                receive(frame)
-            except (WireError, ProtocolError):
-                device.stats.rx_errors += 1
+        taken = 0
+        try:
+            while taken < budget[0]:
+                frame = device.receive()
+                if frame is None:
+                    return taken > 0
+                taken += 1
+                stats.rx_packets += 1
+                stats.rx_bytes += len(frame.data)
+                try:
+                    receive(frame)
+                except (WireError, ProtocolError):
+                    stats.rx_errors += 1
+        finally:
+            if taken and complete is not None:
+                complete()
         if device.fileno() == -1:
             stack.lock.raise_work(poll)
         return True
@@ -98,11 +212,14 @@ def register_netdevice(stack: Stack, device: Device, receive: Callable[[memoryvi
     def poll() -> None:
         turn()
 
-    device.turn = turn
-
     with stack.lock:
         if device.name in stack.devices:
             raise os_error(errno.EEXIST, f"device {device.name}")
+        device.turn = turn
+        device.ifindex = 1 + max(
+            (other.ifindex for other in stack.devices.values() if isinstance(other, Device)),
+            default=0,
+        )
         stack.devices[device.name] = device
         for notify in tuple(stack.netdev_chain):
             notify(NETDEV_REGISTER, device)
