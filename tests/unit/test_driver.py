@@ -20,7 +20,8 @@ import pytest
 from new_protocol import AF_EXAMPLE, register
 
 from steertag import Stack, socket
-from steertag.device import Device, Frame, unregister_netdevice
+from steertag.device import Device, register_netdevice, unregister_netdevice
+from steertag.device.base import Frame
 from steertag.errors import os_error
 from steertag.family.skbuff import Buffer
 from steertag.family.timer import Timer
