@@ -44,7 +44,7 @@ from steertag.inet.const import (
     SIOCOUTQ,
     SIOCOUTQNSD,
 )
-from steertag.inet.tcp import fastopen, output, window
+from steertag.inet.tcp import cwnd, fastopen, output, window
 from steertag.inet.tcp.ofo import RcvSkb
 from steertag.inet.tcp.skb import TcpSkb
 from steertag.inet.tcp.sock import TCP_NAGLE_CORK, TCP_NAGLE_OFF, TCP_NAGLE_PUSH, TcpSock, tcp_sk
@@ -117,7 +117,7 @@ def _append(sk: TcpSock, msg: MsgHdr, done: int, total: int, nonagle: int) -> in
     """Copy into the send queue what there is room for; returns how far it came."""
     queue = sk.send_queue
     if not queue:
-        output.tcp_cwnd_after_idle(sk, sk.sk_stack.clock())
+        cwnd.tcp_slow_start_after_idle_check(sk, sk.sk_stack.clock())
     goal = output.tcp_size_goal(sk, output.tcp_current_mss(sk))
     while done < total:
         tail = queue[-1] if queue else None

@@ -10,6 +10,7 @@ from steertag.family.const import (
     SEND_SHUTDOWN,
     SHUTDOWN_MASK,
     SOCK_DEAD,
+    SOCK_FREED,
     SOCK_LINGER,
     TcpState,
 )
@@ -150,9 +151,9 @@ def _orphan(sk: TcpSock) -> None:
         timer.tcp_clear_xmit_timers(sk)
         inet_csk_destroy_sock(sk)
         return
-    if sk.sk_state == TcpState.TCP_FIN_WAIT2:
+    if state == TcpState.TCP_FIN_WAIT2:
         tcp_fin_wait2_orphan(sk, sk.sk_stack.clock())
-        if sk.sk_state == TcpState.TCP_CLOSE:
+        if sk.sk_flags & SOCK_FREED:
             return
     if not within_limits or _too_many_orphans(sk):
         sk.mib["TcpExtTCPAbortOnMemory"] += 1
@@ -222,7 +223,7 @@ def tcp_disconnect(sk: Sock, flags: int) -> None:
 
 def _start_over(sk: TcpSock) -> None:
     """A sock as new, but for what the user has set; sequence numbers go on from far behind."""
-    if not sk.user_bound:
+    if not sk.addr_locked:
         sk.inet_saddr = sk.ANY
     sk.inet_daddr = sk.ANY
     sk.inet_dport = 0

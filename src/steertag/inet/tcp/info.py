@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from steertag.family.const import TcpState
-from steertag.inet.tcp.rate import tcp_compute_delivery_rate
+from steertag.inet.tcp.rate import tcp_delivery_rate
 from steertag.inet.tcp.sock import INFINITE_SSTHRESH, TCP_ECN_OK, TCP_ECN_SEEN, TcpSock
 from steertag.wire.seq import diff
 
@@ -91,7 +91,7 @@ def tcp_info(sk: TcpSock) -> dict[str, int]:
         "min_rtt": _micro(sk.rtt_min),
         "data_segs_in": sk.data_segs_in,
         "data_segs_out": sk.data_segs_out,
-        "delivery_rate": tcp_compute_delivery_rate(sk),
+        "delivery_rate": int(tcp_delivery_rate(sk)),
         "busy_time": 0,
         "rwnd_limited": 0,
         "sndbuf_limited": 0,

@@ -20,7 +20,7 @@ from steertag.family.const import (
 from steertag.family.memory import sk_forced_mem_schedule, sk_mem_charge, sk_schedule
 from steertag.family.sock import sock_rfree
 from steertag.inet.ip.packet import Packet
-from steertag.inet.tcp import ack, close, connect, output, reset, timer, timewait, window
+from steertag.inet.tcp import ack, close, connect, cwnd, output, reset, timer, timewait, window
 from steertag.inet.tcp.net import TcpNet
 from steertag.inet.tcp.ofo import RcvSkb
 from steertag.inet.tcp.sock import (
@@ -290,7 +290,7 @@ def tcp_init_transfer(sk: TcpSock, now: float) -> None:
     dst = sk.dst
     if dst is not None:
         output.tcp_sync_mss(sk, dst.mtu)
-    sk.cwnd = min(sk.cwnd_clamp, 10 * sk.mss_cache)
+    sk.cwnd = cwnd.tcp_init_cwnd(sk)
     sk.cwnd_stamp = now
     sk.rcv_mss = max(min(sk.advmss, sk.mss_cache, max(sk.rcv_wnd >> 1, 1)), 536 - 40)
     window.tcp_init_buffer_space(sk)

@@ -76,6 +76,11 @@ class OfoQueue:
     def octets(self) -> int:
         return sum(len(skb) for skb in self._skbs)
 
+    @property
+    def highest_end(self) -> int | None:
+        """Where the last piece ends; None without pieces."""
+        return self._skbs[-1].end_seq if self._skbs else None
+
     # -- pieces -----------------------------------------------------------------------------
 
     def insert(self, skb: RcvSkb, duplicate: Callable[[int, int], None]) -> bool:

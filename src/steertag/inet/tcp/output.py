@@ -11,8 +11,8 @@ from steertag.family.skbuff import Buffer
 from steertag.inet.const import IP_PMTUDISC_DONT, IPPROTO_TCP
 from steertag.inet.ip.dst import Dst
 from steertag.inet.ip.net import inet_net
-from steertag.inet.tcp import ack, recovery, timer
-from steertag.inet.tcp.cong.registry import CA_EVENT_TX_START
+from steertag.inet.tcp import ack, cwnd, timer
+from steertag.inet.tcp.rtx import tcp_packets_in_flight
 from steertag.inet.tcp.skb import TcpSkb
 from steertag.inet.tcp.sock import (
     ICSK_TIME_NONE,
@@ -392,7 +392,7 @@ def tcp_write_xmit(sk: TcpSock, now: float, nonagle: int, push_one: int = 0) -> 
     while queue:
         skb = queue[0]
         length = skb.length
-        in_flight = ack.tcp_packets_in_flight(sk)
+        in_flight = tcp_packets_in_flight(sk)
         quota = sk.cwnd - in_flight
         first = length if length < mss else mss
         if quota < first and in_flight:
@@ -435,8 +435,8 @@ def tcp_write_xmit(sk: TcpSock, now: float, nonagle: int, push_one: int = 0) -> 
         if push_one:
             break
     if sent:
-        cwnd_limited = cwnd_limited or ack.tcp_packets_in_flight(sk) + mss > sk.cwnd
-        recovery.tcp_cwnd_validate(sk, cwnd_limited)
+        cwnd_limited = cwnd_limited or tcp_packets_in_flight(sk) + mss > sk.cwnd
+        cwnd.tcp_cwnd_validate(sk, cwnd_limited)
         if push_one != 2:
             timer.tcp_schedule_loss_probe(sk, now)
         return False
@@ -588,15 +588,6 @@ def tcp_write_wakeup(sk: TcpSock) -> int:
         tcp_xmit_probe_skb(sk, True)
     tcp_xmit_probe_skb(sk, False)
     return 0
-
-
-def tcp_cwnd_after_idle(sk: TcpSock, now: float) -> None:
-    """New data after nothing was in flight: a window from long ago says little (RFC 2861)."""
-    if sk.rtx or not sk.lsndtime:
-        return
-    sk.ca.cwnd_event(sk, CA_EVENT_TX_START)
-    if sk.sk_stack.sysctl["net.ipv4.tcp_slow_start_after_idle"] and now - sk.lsndtime > sk.rto:
-        recovery.tcp_cwnd_restart(sk, now)
 
 
 def tcp_initial_sndbuf(sk: TcpSock) -> int:
