@@ -8,6 +8,7 @@ from typing import Any
 
 from steertag.family.net import kernel_socketpair
 from steertag.family.stack import Stack
+from steertag.inet.const import AF_INET_NEW_TCP
 from steertag.socket.base import socket
 from steertag.socket.default import default_stack
 
@@ -49,18 +50,22 @@ def create_connection(
     source_address: tuple[str, int] | None = None,
     *,
     all_errors: bool = False,
+    family: int = std.AF_UNSPEC,
     stack: Stack | None = None,
 ) -> socket:
     """Connect to a host and port over the host's TCP, trying each of the name's addresses.
 
+    Args:
+        family: AF_INET, AF_INET6: addresses of that version alone; AF_INET_NEW_TCP: of both, over
+            this process's TCP; another family: `address` is one of its own.
+
     Raises the last error, or with `all_errors` an ExceptionGroup of all.
     """
-    host, port = address
     failures: list[Exception] = []
-    for family, kind, proto, _, sockaddr in std.getaddrinfo(host, port, 0, std.SOCK_STREAM):
+    for number, sockaddr in _targets(address, family):
         sock = None
         try:
-            sock = socket(family, kind, proto, stack=stack)
+            sock = socket(number, std.SOCK_STREAM, stack=stack)
             if timeout is not _GLOBAL_DEFAULT:
                 sock.settimeout(timeout)
             if source_address:
@@ -80,6 +85,15 @@ def create_connection(
     finally:
         # The exception's frame refers to the list: a cycle otherwise.
         failures.clear()
+
+
+def _targets(address: tuple[str | None, int], family: int) -> list[tuple[int, Any]]:
+    """The families and addresses to try."""
+    named = family in (std.AF_UNSPEC, std.AF_INET, std.AF_INET6)
+    if not named and family != AF_INET_NEW_TCP:
+        return [(family, address)]
+    found = std.getaddrinfo(*address, family if named else 0, std.SOCK_STREAM)
+    return [(entry[0] if named else family, entry[4]) for entry in found]
 
 
 def create_server(
