@@ -137,17 +137,18 @@ def test_asyncio_serves_over_it(ends: Endpoints) -> None:
 
 
 def test_a_connection_of_a_family_that_is_named(stack: Stack, ends: Endpoints) -> None:
-    with socket.create_server(("node", 7), family=AF_EXAMPLE, stack=stack) as server:
-        with socket.create_connection(("node", 7), 5, family=AF_EXAMPLE, stack=stack) as client:
-            assert client.family == AF_EXAMPLE
-            assert client.gettimeout() == 5
-            conn, _ = server.accept()
-            conn.close()
+    with (
+        socket.create_server(("node", 7), family=AF_EXAMPLE, stack=stack) as server,
+        socket.create_connection(("node", 7), 5, family=AF_EXAMPLE, stack=stack) as client,
+    ):
+        assert client.family == AF_EXAMPLE
+        assert client.gettimeout() == 5
+        server.accept()[0].close()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with socket.create_connection(("localhost", port), family=std.AF_INET) as client:
             assert client.family == std.AF_INET
-        with pytest.raises(OSError, match="Address family for hostname not supported|resol|not kn"):
+        with pytest.raises(socket.gaierror):
             socket.create_connection(("127.0.0.1", port), family=std.AF_INET6)
 
 
