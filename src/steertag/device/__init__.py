@@ -9,12 +9,15 @@ from steertag.device.base import (
     register_netdevice,
     unregister_netdevice,
 )
+from steertag.device.fault import FaultDevice, Faults
 from steertag.device.memory import MemoryDevice, loopback, memory_link
 from steertag.device.offload import dev_queue_xmit
 
 __all__ = [
     "Device",
     "DeviceStats",
+    "FaultDevice",
+    "Faults",
     "Frame",
     "MemoryDevice",
     "Offload",

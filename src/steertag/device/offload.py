@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from steertag.device.base import (
+    CHECKSUM_NONE,
+    CHECKSUM_PARTIAL,
+    CHECKSUM_UNNECESSARY,
     GSO_ECN,
     GSO_NONE,
     GSO_TCPV4,
@@ -17,6 +20,7 @@ from steertag.device.base import (
     NETIF_F_TSO,
     NETIF_F_TSO6,
     Device,
+    Frame,
     Offload,
 )
 from steertag.family.skbuff import Buffer
@@ -31,6 +35,8 @@ _U16: Final = struct.Struct("!H")
 _U32: Final = struct.Struct("!I")
 _FIN_PSH: Final = 0x09
 _CWR: Final = 0x80
+_TCP: Final = 6
+_UDP: Final = 17
 
 
 def dev_queue_xmit(device: Device, parts: Sequence[Buffer], offload: Offload | None) -> None:
@@ -44,7 +50,7 @@ def dev_queue_xmit(device: Device, parts: Sequence[Buffer], offload: Offload | N
     elif offload.gso_type == GSO_NONE:
         device.transmit(checksummed(parts, offload))
     else:
-        for frame in segments(parts, offload):
+        for frame in segments(parts, offload, device.hard_header_len):
             device.transmit(frame)
 
 
@@ -61,11 +67,12 @@ def checksummed(parts: Sequence[Buffer], offload: Offload) -> list[Buffer]:
     return [header, *rest]
 
 
-def segments(parts: Sequence[Buffer], offload: Offload) -> Iterator[list[Buffer]]:
+def segments(parts: Sequence[Buffer], offload: Offload, l3: int = 0) -> Iterator[list[Buffer]]:
     """The frames of at most `gso_size` octets of payload that a super-segment stands for.
 
     Each has its own lengths, IP identification, sequence number and checksums; FIN and PSH go with
-    the last, CWR with the first (net/ipv4/tcp_offload.c, udp_offload.c).
+    the last, CWR with the first (net/ipv4/tcp_offload.c, udp_offload.c). `l3` says where the IP
+    header starts.
     """
     headers = b"".join(parts) if len(parts[0]) < offload.hdr_len else parts[0]
     template = bytes(headers[: offload.hdr_len])
@@ -76,11 +83,8 @@ def segments(parts: Sequence[Buffer], offload: Offload) -> Iterator[list[Buffer]
     size = offload.gso_size
     total = len(payload)
     kind = offload.gso_type & ~GSO_ECN
-    version = 4 if kind == GSO_TCPV4 else 6
     l4 = offload.csum_start
-    l3 = _network_offset(template, l4)
-    if kind == GSO_UDP_L4:
-        version = template[l3] >> 4
+    version = template[l3] >> 4
     for at in range(0, total, size):
         piece = payload[at : at + size]
         header = bytearray(template)
@@ -97,15 +101,6 @@ def segments(parts: Sequence[Buffer], offload: Offload) -> Iterator[list[Buffer]
                 header[l4 + 13] &= ~_CWR
         _fix_checksum(header, l4, offload.csum_offset, piece, total)
         yield [header, piece]
-
-
-def _network_offset(header: bytes, l4: int) -> int:
-    """Where the IP header starts: at once, or behind an Ethernet header."""
-    if header[0] >> 4 == 4 and (header[0] & 15) * 4 == l4:
-        return 0
-    if header[0] >> 4 == 6 and l4 >= 40 and l4 != 54:
-        return 0
-    return 14 if l4 >= 34 and header[12:14] in (b"\x08\x00", b"\x86\xdd") else 0
 
 
 def _fix_network(header: bytearray, l3: int, version: int, length: int, number: int) -> None:
@@ -131,3 +126,34 @@ def _fix_checksum(
     shorter = pseudo + 0xFFFF * 2 - (total - len(piece))
     value = fold(shorter + partial(bytes(header[l4:])) + partial(piece)) ^ 0xFFFF
     _U16.pack_into(header, at, value or 0xFFFF)
+
+
+def cut_frame(frame: Frame, l3: int) -> list[tuple[bytes, int]]:
+    """What would have come over a wire, for a frame as received: octets and CHECKSUM_* of each.
+
+    `l3`: where the IP header starts. A frame that is not what its `gso_type` says stays whole.
+    """
+    data = frame.data
+    if frame.csum != CHECKSUM_PARTIAL:
+        return [(bytes(data), frame.csum)]
+    offload = _offload_of(frame, l3)
+    if offload is None:
+        return [(bytes(data), CHECKSUM_UNNECESSARY)]
+    if not frame.gso_type or offload.gso_size <= 0:
+        return [(b"".join(checksummed([data], offload)), CHECKSUM_NONE)]
+    return [(b"".join(piece), CHECKSUM_NONE) for piece in segments([data], offload, l3)]
+
+
+def _offload_of(frame: Frame, l3: int) -> Offload | None:
+    """The Offload with which a frame that we received would have been sent."""
+    data = frame.data
+    if len(data) < l3 + 20:
+        return None
+    version = data[l3] >> 4
+    l4 = l3 + ((data[l3] & 15) * 4 if version == 4 else 40)
+    protocol = data[l3 + 9] if version == 4 else data[l3 + 6]
+    if protocol == _TCP and len(data) >= l4 + 20:
+        return Offload(l4, 16, frame.gso_type, frame.gso_size, l4 + (data[l4 + 12] >> 4) * 4)
+    if protocol == _UDP and len(data) >= l4 + 8:
+        return Offload(l4, 6, frame.gso_type, frame.gso_size, l4 + 8)
+    return None

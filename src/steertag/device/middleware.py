@@ -1,0 +1,42 @@
+"""Devices around devices: each looks, to whoever uses it, like the one that it surrounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steertag.device.base import Device, Frame, Offload
+from steertag.family.skbuff import Buffer
+
+
+class Middleware(Device):
+    """Passes everything on. A subclass changes what it is there for.
+
+    Attributes:
+        inner: the device that it surrounds, which nobody else uses any more.
+    """
+
+    def __init__(self, inner: Device, features: int | None = None) -> None:
+        super().__init__(inner.name, inner.mtu, inner.features if features is None else features)
+        self.inner = inner
+        self.type = inner.type
+        self.hard_header_len = inner.hard_header_len
+        self.dev_addr = inner.dev_addr
+        inner.on_receive = self._news
+
+    def _news(self) -> None:
+        if self.on_receive is not None:
+            self.on_receive()
+
+    def transmit(self, parts: Sequence[Buffer], offload: Offload | None = None) -> None:
+        self.count_transmit(sum(map(len, parts)), offload)
+        self.inner.transmit(parts, offload)
+
+    def receive(self) -> Frame | None:
+        return self.inner.receive()
+
+    def fileno(self) -> int:
+        return self.inner.fileno()
+
+    def close(self) -> None:
+        self.up = False
+        self.inner.close()
