@@ -137,12 +137,12 @@ def tcp_v_get_port(sk: Sock, port: int) -> None:
         port = _find_open_port(tp, tables)
     else:
         if not listening:
-            tp.bindport_lock = True
+            tp.port_locked = True
         bucket = tables.bhash.get(port)
         if bucket is not None and not (bucket.fastreuse > 0 and tp.sk_reuse and not listening):
             if _bind_conflict(tp, bucket, explicit=True):
                 if not listening:
-                    tp.bindport_lock = False
+                    tp.port_locked = False
                 raise os_error(errno.EADDRINUSE)
     bucket = tables.bhash.get(port)
     if bucket is None:
@@ -252,7 +252,7 @@ def inet_hash_connect(sk: TcpSock) -> None:
 
 def _check_established(
     sk: TcpSock, tables: TcpHash, port: int, *, bound: bool
-) -> TimeWaitSock | None | bool:
+) -> TimeWaitSock | bool | None:
     """None: nobody has that connection; a TIME-WAIT sock: it may be taken over; False: no."""
     found = tables.ehash.get((sk.inet_saddr, port, sk.inet_daddr, sk.inet_dport))
     if found is None or found is sk:
@@ -264,7 +264,7 @@ def _check_established(
     return False
 
 
-def _enter(sk: TcpSock, tables: TcpHash, waiting: TimeWaitSock | None | bool) -> None:
+def _enter(sk: TcpSock, tables: TcpHash, waiting: TimeWaitSock | bool | None) -> None:
     if waiting:
         cast("TimeWaitSock", waiting).deschedule()
     inet_ehash_insert(sk)
@@ -326,5 +326,5 @@ def tcp_unhash(sk: Sock) -> None:
     to a number) and still holds the socket."""
     tp = cast("TcpSock", sk)
     inet_unhash(tp)
-    if not tp.bindport_lock or tp.sk_flags & SOCK_DEAD:
+    if not tp.port_locked or tp.sk_flags & SOCK_DEAD:
         inet_put_port(tp)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.device.base import Offload
 from steertag.inet.const import IPPROTO_TCP
-from steertag.inet.sock import BROADCAST, is_multicast, is_wildcard
+from steertag.inet.ip.packet import PACKET_HOST
+from steertag.inet.sock import BROADCAST, is_link_local, is_multicast, is_wildcard
 from steertag.inet.tcp import output
 from steertag.wire.tcp import ACK, CHECKSUM_AT, RST, SYN, emit, timestamps_option
 
@@ -73,16 +74,15 @@ def tcp_send_control(
 
 def is_for_us_alone(packet: Packet) -> bool:
     """Neither multicast nor broadcast, at either end: what may be answered."""
-    for addr in (packet.daddr, packet.saddr):
-        if is_multicast(addr) or addr == BROADCAST or is_wildcard(addr):
-            return False
-    return True
+    saddr = packet.saddr
+    return packet.pkt_type == PACKET_HOST and not (
+        is_multicast(saddr) or saddr == BROADCAST or is_wildcard(saddr)
+    )
 
 
 def ifindex_of(packet: Packet) -> int:
-    """The interface that it came in by; 0 for one that has no number."""
-    device = packet.device
-    return device.ifindex if device is not None else 0
+    """The number of the interface that it came in by."""
+    return packet.device.ifindex
 
 
 def tcp_send_reset(net: InetNet, packet: Packet, seg: Segment) -> None:
@@ -92,7 +92,7 @@ def tcp_send_reset(net: InetNet, packet: Packet, seg: Segment) -> None:
     else it acknowledges the segment.
     """
     flags = seg.flags
-    if flags & RST or not is_for_us_alone(packet) or not net.is_local(packet.daddr):
+    if flags & RST or not is_for_us_alone(packet):
         return
     if flags & ACK:
         seq, ack_seq, answer = seg.ack_seq, 0, RST
@@ -106,7 +106,7 @@ def tcp_send_reset(net: InetNet, packet: Packet, seg: Segment) -> None:
         ack_seq=ack_seq,
         flags=answer,
         tos=packet.tos & ~3,
-        oif=ifindex_of(packet) if packet.daddr[:2] == b"\xfe\x80" else 0,
+        oif=ifindex_of(packet) if is_link_local(packet.saddr) else 0,
     ):
         net.mib["TcpOutRsts"] += 1
 

@@ -92,8 +92,8 @@ class TcpSock(IpSock):
         tlp_high_seq, rack_*, high_seq, undo_marker, undo_retrans, prior_ssthresh, prior_cwnd.
     Congestion: cwnd, ssthresh: octets. cwnd_clamp. ca: the algorithm; ca_priv: its state.
         max_out, is_cwnd_limited: what cwnd validation (RFC 7661) goes by.
-    Opening: bind_bucket: who else has the port. bindport_lock: the user chose it, so it stays after
-        the connection. hash_key: under which the sock is found as a connection.
+    Opening: bind_bucket: who else has the port. hash_key: under which the sock is found as a
+        connection.
         A listener's: syn_queue: its requests; syn_young: those not answered a second time yet;
         save_syn: TCP_SAVE_SYN; fastopen_qmax: TCP_FASTOPEN; fastopen_qlen: children that have not
         seen their last ACK.
@@ -114,7 +114,6 @@ class TcpSock(IpSock):
         "ato",
         "backoff",
         "bind_bucket",
-        "bindport_lock",
         "bytes_acked",
         "bytes_received",
         "bytes_retrans",
@@ -346,7 +345,6 @@ class TcpSock(IpSock):
         self.reord_seen = 0
         self.ca_state = TCP_CA_OPEN
         self.frto = self.is_sack_reneg = False
-        self.rcv_tstamp = 0.0
         self.tlp_high_seq: int | None = None
         self.tlp_retrans = False
         self.rack_xmit_at = self.rack_rtt = 0.0
@@ -391,7 +389,6 @@ class TcpSock(IpSock):
         self.segs_in = self.segs_out = 0
         # tables (hash.py), listening (listen.py), Fast Open (fastopen.py)
         self.bind_bucket: BindBucket | None = None
-        self.bindport_lock = False
         self.hash_key: Key | None = None
         self.last_oow_ack_time = 0.0
         self.syn_queue: dict[Key, RequestSock] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.family.const import TcpState
 from steertag.family.timer import Timer
-from steertag.inet.tcp import close, hash, listen, output, reset
+from steertag.inet.tcp import close, hash, listen, reset
 from steertag.inet.tcp.isn import tcp_clock_ms
 from steertag.inet.tcp.window import tcp_receive_window
 from steertag.wire.seq import add, after, before, diff
@@ -262,9 +262,7 @@ def _new_connection(tw: TimeWaitSock, packet: Packet, seg: Segment) -> None:
     """The numbers begin anew, with sequence numbers beyond the old ones, if somebody listens."""
     laddr, lport, raddr, rport = tw.hash_key
     net = tw.net
-    listener = tw.tables.lookup_listener(
-        net.ip, laddr, lport, raddr, rport, packet.device.ifindex if packet.device else 0
-    )
+    listener = tw.tables.lookup_listener(net.ip, laddr, lport, raddr, rport, packet.device.ifindex)
     if listener is None:
         _answer(tw, seg, net.ip.stack.clock(), "TCPACKSkippedTimeWait")
         return
