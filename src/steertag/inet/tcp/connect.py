@@ -186,8 +186,6 @@ def _synack_received(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> N
     sk.snd_wl1 = seg.seq
     _agree_timestamps(sk, seg, now)
     ack.tcp_ack(sk, seg, now, (), data=False)
-    if sk.sk_state != TcpState.TCP_SYN_SENT:
-        return
     _agree_options(sk, options)
     _numbers_of_syn(sk, seg)
     sk.snd_wnd = seg.window  # that of a SYN is never scaled

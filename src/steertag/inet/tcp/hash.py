@@ -82,7 +82,7 @@ class TcpHash(HashInfo):
         rport: int,
         ifindex: int = 0,
     ) -> TcpSock | None:
-        """The listener that fits best; of several with SO_REUSEPORT, one by the connection's hash."""
+        """The listener that fits best; of several with SO_REUSEPORT, one by the addresses' hash."""
         candidates = self.lhash.get(lport)
         if candidates is None:
             return None
@@ -131,22 +131,24 @@ def tcp_v_get_port(sk: Sock, port: int) -> None:
     tp = cast("TcpSock", sk)
     tables = tables_of(tp)
     listening = tp.sk_state == TcpState.TCP_LISTEN
-    if not port:
+    named = bool(port)
+    if not named:
         if tp.bind_no_port and not listening:
             return
         port = _find_open_port(tp, tables)
     else:
-        if not listening:
-            tp.port_locked = True
         bucket = tables.bhash.get(port)
-        if bucket is not None and not (bucket.fastreuse > 0 and tp.sk_reuse and not listening):
-            if _bind_conflict(tp, bucket, explicit=True):
-                if not listening:
-                    tp.port_locked = False
-                raise os_error(errno.EADDRINUSE)
+        if (
+            bucket is not None
+            and not (bucket.fastreuse > 0 and tp.sk_reuse and not listening)
+            and _bind_conflict(tp, bucket, explicit=True)
+        ):
+            raise os_error(errno.EADDRINUSE)
     bucket = tables.bhash.get(port)
     if bucket is None:
         bucket = tables.bhash[port] = BindBucket(port)
+    if named and not listening:
+        tp.port_locked = True
     reuse = tp.sk_reuse and not listening
     if not bucket.owners:
         bucket.fastreuse = int(reuse)

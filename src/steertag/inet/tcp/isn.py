@@ -1,4 +1,4 @@
-"""Numbers that an outsider may not guess: initial sequence numbers, timestamp offsets, port offsets.
+"""Numbers that an outsider may not guess: initial sequence numbers, timestamp and port offsets.
 
 RFC 6528 (ISN = M + F(4-tuple, secret)), RFC 7323 section 5.4 (timestamp offsets), RFC 6056.
 All are keyed BLAKE2s over the addresses; the key is the network's secret.

@@ -51,7 +51,7 @@ tcp_accept = inet_csk_accept
 """`Proto.accept`. Raises EINVAL if it does not listen, EAGAIN if no connection waits."""
 
 
-# -- the end of a listener --------------------------------------------------------------------------
+# -- the end of a listener ----------------------------------------------------------------------
 
 
 def inet_csk_listen_stop(sk: TcpSock) -> None:
@@ -67,7 +67,7 @@ def inet_csk_listen_stop(sk: TcpSock) -> None:
         inet_csk_destroy_sock(child)
 
 
-# -- segments for a listener ------------------------------------------------------------------------
+# -- segments for a listener --------------------------------------------------------------------
 
 
 def tcp_listen_rcv(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> None:

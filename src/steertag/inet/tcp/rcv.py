@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from steertag.device.base import CHECKSUM_NONE
+from steertag.device.frame import CHECKSUM_NONE
 from steertag.errors import WireError
 from steertag.family.const import TcpState
 from steertag.inet.ip.packet import PACKET_HOST, l4_checksum_ok

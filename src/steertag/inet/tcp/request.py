@@ -211,9 +211,8 @@ def _paws_and_retransmission(req: RequestSock, seg: Segment, now: float) -> bool
     """False: it was the SYN again, which the SYN-ACK answers again."""
     if seg.seq != req.rcv_isn or seg.flags & (SYN | ACK | RST) != SYN or _paws_reject(req, seg):
         return True
-    if not _rate_limited(req, seg, now) and listen.inet_rtx_syn_ack(req, now):
-        if req.timer is not None and req.timer.expires is not None:
-            req.timer.mod(now + req.timeout())
+    if not _rate_limited(req, seg, now) and listen.inet_rtx_syn_ack(req, now) and req.timer:
+        req.timer.mod(now + req.timeout())
     return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from steertag.device.base import Offload
+from steertag.device.frame import Offload
 from steertag.inet.const import IPPROTO_TCP
 from steertag.inet.ip.packet import PACKET_HOST
 from steertag.inet.sock import BROADCAST, is_link_local, is_multicast, is_wildcard
