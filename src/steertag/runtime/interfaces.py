@@ -25,13 +25,21 @@ STEERTAG_DEVICE holds those of the default Stack, between semicolons.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import ipaddress
 import os
+import random
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
+
+from steertag.errors import os_error
 
 if TYPE_CHECKING:
     from steertag.device.base import Device
@@ -43,6 +51,16 @@ MIN_MTU: Final = 68
 """RFC 791: every module takes so many octets without fragmenting them."""
 MIN_MTU_IPV6: Final = 1280
 MAX_MTU: Final = 65535
+_OBSTACLES: Final = (
+    ("user/max_user_namespaces", "0", "1000"),
+    ("kernel/unprivileged_userns_clone", "0", "1"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+)
+"""What keeps users from namespaces of their own: the parameter, its value then, the remedy."""
+_SIOCGIFFLAGS: Final = 0x8913
+_SIOCGIFMTU: Final = 0x8921
+_IFREQ_INT: Final = Struct("16si20x")
+_IFF_UP: Final = 1
 _NAME: Final = re.compile(r"[^/\s:,=]{1,15}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _TIME: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(us|ms|s)")
@@ -332,11 +350,123 @@ def open_device(stack: Stack, spec: DeviceSpec | str) -> Device:
 
     Raises:
         DeviceSpecError: a text that describes none.
-        OSError: it can't be had, in one line that says what is missing.
+        OSError: it can't be had, in one line that says what is missing; EAFNOSUPPORT: the family
+            is not registered with the Stack.
     """
-    raise NotImplementedError
+    if isinstance(spec, str):
+        spec = parse_device(spec)
+    from steertag.inet.ip.net import inet_net
+
+    net = inet_net(stack)
+    with ExitStack() as undo:
+        inner = _open_interface(spec)
+        undo.callback(inner.close)
+        _configure_host(inner, spec)
+        outer = _surround(inner, spec, stack)
+        undo.callback(outer.close)
+        net.add_device(outer, spec.addresses)
+        undo.callback(net.del_device, outer)
+        for via in spec.via:
+            net.route_add("::/0" if ":" in via else "0.0.0.0/0", via=via, device=outer)
+        undo.pop_all()
+    return outer
 
 
 def open_new_tcp(stack: Stack, specs: Iterable[DeviceSpec]) -> list[Device]:
     """Have AF_INET_NEW_TCP in the Stack, with these devices: all, or none and an OSError."""
-    raise NotImplementedError
+    from steertag.inet import AF_INET_NEW_TCP, inet_net, register, unregister
+
+    with ExitStack() as undo:
+        if AF_INET_NEW_TCP not in stack.families:
+            register(stack)
+            undo.callback(unregister, stack)
+        devices = []
+        for spec in specs:
+            devices.append(device := open_device(stack, spec))
+            undo.callback(device.close)
+            undo.callback(inet_net(stack).del_device, device)
+        undo.pop_all()
+    return devices
+
+
+def open_environment(stack: Stack) -> None:
+    """`open_new_tcp` with what STEERTAG_DEVICE describes.
+
+    Raises:
+        OSError: EINVAL, it describes no device; what opening one raises.
+    """
+    try:
+        specs = environment_devices()
+    except DeviceSpecError as error:
+        raise os_error(errno.EINVAL, f"{VARIABLE}: {error}") from None
+    open_new_tcp(stack, specs)
+
+
+# --- the parts of opening one ---------------------------------------------------------------------
+
+
+def _open_interface(spec: DeviceSpec) -> Device:
+    from steertag.device.tun import TapDevice, TunDevice
+
+    settings: dict[str, Any] = {"offload": spec.offload}
+    if spec.mtu is not None:
+        settings["mtu"] = spec.mtu
+    if spec.mac is not None:
+        settings["address"] = spec.mac
+    kind = TapDevice if spec.kind == "tap" else TunDevice
+    try:
+        return kind(spec.name, **settings)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES):
+            raise
+        raise os_error(error.errno, f"{error.strerror}{_advice(error.errno)}") from None
+
+
+def _advice(code: int) -> str:
+    """What keeps this machine's users from what `unshare -Urn` gives, if anything does."""
+    if code == errno.EACCES:
+        return ": have root run `chmod 666 /dev/net/tun`"
+    for name, refusing, remedy in _OBSTACLES:
+        try:
+            value = (Path("/proc/sys") / name).read_text().strip()
+        except OSError:
+            continue  # this kernel knows no such obstacle
+        if value == refusing:
+            return f"; here that takes root to run `sysctl {name.replace('/', '.')}={remedy}` first"
+    return ""
+
+
+def _configure_host(device: Device, spec: DeviceSpec) -> None:
+    """Set the host's end up. One that was there before may be up, and beyond our rights."""
+    from steertag.device.hostside import configure
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = device.name.encode()
+        if spec.mtu is None:
+            device.mtu = _IFREQ_INT.unpack(_ask(any_socket, _SIOCGIFMTU, request))[1]
+        try:
+            configure(device.name, spec.host, mtu=spec.mtu)
+        except OSError as error:
+            if error.errno != errno.EPERM or spec.host or spec.mtu is not None:
+                raise
+            if not _IFREQ_INT.unpack(_ask(any_socket, _SIOCGIFFLAGS, request))[1] & _IFF_UP:
+                advice = f"have root run `ip link set {device.name} up`"
+                raise os_error(error.errno, f"{device.name} is down: {advice}") from None
+
+
+def _ask(any_socket: socket.socket, request: int, name: bytes) -> bytes:
+    """An interface's property (netdevice(7))."""
+    return fcntl.ioctl(any_socket, request, _IFREQ_INT.pack(name, 0))
+
+
+def _surround(inner: Device, spec: DeviceSpec, stack: Stack) -> Device:
+    """Put what the description asks for around the interface: faults, and then the capture."""
+    device = inner
+    if spec.faults:
+        from steertag.device.fault import FaultDevice
+
+        settings = asdict(spec.faults)
+        seed = settings.pop("seed")
+        rng = random.Random(stack.rng.getrandbits(64) if seed is None else seed)
+        device = FaultDevice(device, rng=rng, clock=stack.clock, timers=stack.timers, **settings)
+    return device

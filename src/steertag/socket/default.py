@@ -7,12 +7,15 @@ import os
 import threading
 
 from steertag.errors import os_error
+from steertag.family import modules
 from steertag.family.proto import Proto
 from steertag.family.proto_ops import NetProtoFamily
 from steertag.family.stack import Stack
 from steertag.host import register
+from steertag.inet.const import AF_INET_NEW_TCP
 
 SYSCTL_VARIABLE = "STEERTAG_SYSCTL"
+_OF_NEW_TCP = ("net.ipv4.", "net.ipv6.")
 
 _lock = threading.Lock()
 _default: Stack | None = None
@@ -22,7 +25,8 @@ def default_stack() -> Stack:
     """The process's default Stack, with the host's families registered.
 
     The environment variable STEERTAG_SYSCTL may set its parameters: "name=value" pairs separated
-    by semicolons.
+    by semicolons. STEERTAG_DEVICE says which devices AF_INET_NEW_TCP has, which are opened when
+    the family is used for the first time (see steertag.runtime.interfaces).
 
     Raises:
         OSError: ENOENT or EINVAL, the variable names no parameter or no value for it.
@@ -32,11 +36,21 @@ def default_stack() -> Stack:
         return _default
     with _lock:
         if _default is None:
-            stack = Stack()
+            stack = Stack(load_family=_load_family)
             register(stack)
             apply_environment(stack)
             _default = stack
         return _default
+
+
+def _load_family(stack: Stack, family: int) -> None:
+    if family != AF_INET_NEW_TCP:
+        modules.request_module(stack, family)
+        return
+    # Imported here: who has no use for it pays nothing for it.
+    from steertag.runtime.interfaces import open_environment
+
+    open_environment(stack)
 
 
 def apply_environment(stack: Stack) -> None:
@@ -47,6 +61,8 @@ def apply_environment(stack: Stack) -> None:
             continue
         if not equals:
             raise os_error(errno.EINVAL, f"{SYSCTL_VARIABLE}: {name!r} has no value")
+        if name.startswith(_OF_NEW_TCP) and AF_INET_NEW_TCP not in stack.families:
+            _load_family(stack, AF_INET_NEW_TCP)  # which brings these parameters
         stack.sysctl.write(name.strip(), value.strip())
 
 
