@@ -1,11 +1,11 @@
 """Congestion control algorithms by name, one table a Stack (net/ipv4/tcp_cong.c).
 
-    class Mine(CongestionOps):
-        name = "mine"
-        def cong_avoid(self, sk, ack, acked, now): ...
+class Mine(CongestionOps):
+    name = "mine"
+    def cong_avoid(self, sk, ack, acked, now): ...
 
-    tcp_register_congestion_control(stack, Mine())
-    sock.setsockopt(IPPROTO_TCP, TCP_CONGESTION, b"mine")
+tcp_register_congestion_control(stack, Mine())
+sock.setsockopt(IPPROTO_TCP, TCP_CONGESTION, b"mine")
 """
 
 from __future__ import annotations
