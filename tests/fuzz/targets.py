@@ -10,8 +10,9 @@ import socket as std
 import struct
 from typing import Final
 
+from tests.inet.ours import Subject
 from tests.inet.packets import Tcp, emit, icmp_error, ip_header
-from tests.inet.states import STATES, Subject
+from tests.inet.states import STATES
 
 MOST_RECORDS: Final = 64
 MOST_SOCKS: Final = 8

@@ -11,6 +11,8 @@ from steertag.device import memory_link
 from steertag.family.stack import Stack
 from steertag.inet import AF_INET_NEW_TCP, inet_net, register
 from tests.inet import namespace
+from tests.inet.script import Script
+from tests.inet.states import STATES
 
 _QUIET: Final = 4000.0
 """Seconds after which nothing may be left of a connection whose peer is silent."""
@@ -24,10 +26,9 @@ class Ours:
     def __init__(self, mtu: int, sysctls: dict[str, int | str]) -> None:
         self._now = 1000.0
         self.stack = Stack(clock=self.now, rng=random.Random(1), load_family=None)
-        register(self.stack)
+        register(self.stack, secret=bytes(range(16)))
         self.net = inet_net(self.stack)
-        self.net.secret = bytes(range(16))
-        near, self._far = memory_link(("near", "far"), mtu=mtu)
+        near, self._far = memory_link(("near", "far"), mtu=mtu, features=0)
         addresses = (f"{namespace.THEIRS[0]}/24", f"{namespace.THEIRS[1]}/64")
         self.net.add_device(near, addresses)
         for name, value in sysctls.items():
@@ -88,3 +89,44 @@ class Ours:
         }
         pending = self.stack.timers.pending
         assert (left, charged, pending) == ([], {}, 0), "left over after the script"
+
+
+class Subject(Script):
+    """A script on our Stack whose connection is in a state."""
+
+    def __init__(self, state: str = "LISTEN", v: int = 4) -> None:
+        self.ours_side = Ours(1500, {})
+        super().__init__(self.ours_side, v)
+        self.state = state
+        STATES[state](self)
+        self.skip()
+
+    @property
+    def stack_socks(self) -> int:
+        """Socks alive."""
+        return len(self.ours_side.stack.socks)
+
+    def charged(self) -> int:
+        """Quanta of memory taken by all protocols."""
+        accounts = (prot.memory_allocated for prot in self.ours_side.stack.protocols)
+        return sum(account.value for account in accounts if account is not None)
+
+    def timers(self) -> int:
+        """Timers set."""
+        return self.ours_side.stack.timers.pending
+
+    def raw(self, packet: bytes) -> None:
+        """Inject octets as they are."""
+        self.side.inject(packet)
+
+    def answers(self) -> list[bytes]:
+        """Everything that was sent and not looked at."""
+        found = []
+        while (packet := self.side.next_packet(0)) is not None:
+            found.append(packet)
+        return found
+
+    def finish(self) -> None:
+        """Close everything, and see that it ends."""
+        self.close()
+        self.side.close()

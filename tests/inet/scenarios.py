@@ -7,6 +7,7 @@ import socket as std
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from steertag.device import Faults
 from steertag.family.net import kernel_bind, kernel_setsockopt, sock_release
 from steertag.family.socket import Socket
 from steertag.testing.applications import (
@@ -37,7 +38,7 @@ class Scenario:
 
     Attributes:
         sysctls: of the client and of the server, as of `Node.set`.
-        link: of `World.link`.
+        link, faults: of `World.link`.
         sizes: what each side sends, the client first.
         program: what both sides do.
         wrap: the client's sequence numbers begin so many before 2**32; None: anywhere.
@@ -45,7 +46,8 @@ class Scenario:
 
     seed: int
     sysctls: tuple[dict[str, int], dict[str, int]]
-    link: dict[str, float]
+    link: dict[str, int | float]
+    faults: Faults
     sizes: tuple[int, int]
     program: str
     version: int = 4
@@ -65,12 +67,15 @@ def scenario_of(seed: int) -> Scenario:
     rng = random.Random(f"scenario {seed}")
     harsh = rng.random() < 0.3
     loss = rng.choice([0.0, 0.01, 0.05, 0.1, 0.3 if harsh else 0.2])
+    faults = Faults(
+        loss=loss,
+        burst_exit=rng.choice([0.0, 0.5]) if loss < 0.1 else 0.0,
+        reorder=rng.choice([0.0, 0.0, 0.05, 0.3]),
+        duplicate=rng.choice([0.0, 0.0, 0.02, 0.2]),
+        corrupt=rng.choice([0.0, 0.0, 0.0, 0.02, 0.1]),
+        jitter=rng.choice([0.0, 0.0, 0.01, 0.1]),
+    )
     link = {
-        "loss": loss,
-        "reorder": rng.choice([0.0, 0.0, 0.05, 0.3]),
-        "duplicate": rng.choice([0.0, 0.0, 0.02, 0.2]),
-        "corrupt": rng.choice([0.0, 0.0, 0.0, 0.02, 0.1]),
-        "jitter": rng.choice([0.0, 0.0, 0.01, 0.1]),
         "mtu": rng.choice([1500, 1500, 1280, 9000, 600, 296]),
         "latency": rng.choice([0.0, 0.001, 0.02, 0.2]),
         "rate": rng.choice([0, 0, 100_000, 1_000_000]),
@@ -93,6 +98,7 @@ def scenario_of(seed: int) -> Scenario:
         seed=seed,
         sysctls=(_sysctls(rng), _sysctls(rng)),
         link=link,
+        faults=faults,
         sizes=(rng.randint(0, most), rng.choice([0, rng.randint(0, most)])),
         program=rng.choice(["in turn", "both at once", "both at once", "half-close"]),
         version=version,
@@ -155,7 +161,7 @@ def play(scenario: Scenario, start: float = START) -> World:
     world = World(scenario.seed, start)
     client = world.node("client", **scenario.sysctls[0])
     server = world.node("server", **scenario.sysctls[1])
-    world.link(client, server, **scenario.link)  # type: ignore[arg-type]  # names and numbers
+    world.link(client, server, faults=scenario.faults, **scenario.link)  # type: ignore[arg-type]
 
     def one(sock: Socket, side: int) -> App[Octets]:
         for level, name, value in scenario.options if side == 0 else ():

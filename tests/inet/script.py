@@ -113,6 +113,7 @@ class Script:
         v: 4 or 6.
         flow: the connection that `inject` and `expect` are about unless told.
         last: the packet that `expect` found last, relative.
+        alone: packets of other connections are a failure; else they are passed over.
     """
 
     def __init__(self, side: Side, v: int) -> None:
@@ -120,6 +121,7 @@ class Script:
         self.ours, self.theirs = namespace.OURS[v == 6], namespace.THEIRS[v == 6]
         self.flow = Flow(PEER_PORT, PORT, PEER_ISN)
         self.last: Tcp | None = None
+        self.alone = True
         self.last_octets = b""
         self._flows: list[Flow] = [self.flow]
         self._socks: list[Sock] = []
@@ -277,6 +279,10 @@ class Script:
             if packet is None:
                 continue
             flow = self._flow_of(packet)
+            if flow is None:
+                if self.alone:
+                    raise self.failure(f"a packet of no connection: {packet}")
+                continue
             if packet.flags & SYN and flow.their_isn is None:
                 flow.their_isn = packet.seq
             if packet.tsval is not None:
@@ -287,7 +293,7 @@ class Script:
             return relative, flow
         return None, None
 
-    def _flow_of(self, packet: Tcp) -> Flow:
+    def _flow_of(self, packet: Tcp) -> Flow | None:
         for flow in self._flows:
             if packet.dport == flow.port and packet.sport == flow.their_port:
                 return flow
@@ -295,7 +301,7 @@ class Script:
             if packet.dport == flow.port and packet.flags & (SYN | ACK) == SYN:
                 flow.their_port, flow.their_isn = packet.sport, None
                 return flow
-        raise self.failure(f"a packet of no connection: {packet}")
+        return None
 
     def nothing(self, seconds: float) -> None:
         """No packet for so long."""

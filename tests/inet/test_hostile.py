@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.inet.namespace import OURS, THEIRS
+from tests.inet.ours import Subject
 from tests.inet.packets import ACK, Tcp, checksum, emit, icmp_error, ip_header
 from tests.inet.script import PEER_ISN, PEER_PORT, PORT
-from tests.inet.states import STATES, Subject
+from tests.inet.states import STATES
 
 MASK = 0xFFFFFFFF
 MOST_SOCKS = 3  # a listener, the connection, and what a SYN makes of TIME-WAIT

@@ -8,7 +8,7 @@ duplicate, corrupt and delay, and applications: generators that make the system 
     left, right = world.node("left"), world.node("right")
     world.link(left, right, latency=0.02, faults=Faults(loss=0.1))
     received = world.spawn(receiver(right.listen(80)))
-    world.spawn(sender(left.socket(), right.address(80), 100_000, seed=1))
+    world.spawn(sender(left.socket(), right.address(80), bytes(100_000)))
     world.run_until(lambda: received.done, limit=600)
 
 Time passes only where nothing is left to do at a moment: it jumps to the next timer, delivery or
@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from steertag.device import Device, FaultDevice, Frame, Offload
+from steertag.device import Device, FaultDevice, Faults, Frame, Offload
 from steertag.family.net import kernel_bind, kernel_listen, kernel_setsockopt, sock_poll
 from steertag.family.skbuff import Buffer
 from steertag.family.socket import Socket
@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 START: Final = 1000.0
 """Where the clock of a world begins, seconds."""
+NO_FAULTS: Final = Faults()
 _ENDS: Final = select.POLLERR | select.POLLHUP
 _MOST_STEPS_AT_A_MOMENT: Final = 1_000_000
 
@@ -303,7 +304,7 @@ class World:
 
     def spawn(self, app: App[T], name: str = "") -> Task[T]:
         """Run an application from the present moment on."""
-        task = Task(self, app, name or f"{app.__name__} {len(self.tasks)}")
+        task = Task(self, app, name or f"task {len(self.tasks)}")
         self.tasks.append(task)
         task.ready()
         return task
@@ -317,7 +318,7 @@ class World:
         latency: float = 0.01,
         rate: float = 0.0,
         buffer: int = 0,
-        **faults: float,
+        faults: Faults = NO_FAULTS,
     ) -> tuple[Wire, Wire]:
         """Join two nodes; returns the left and the right end.
 
@@ -330,7 +331,7 @@ class World:
             rate: octets a second, 0: without limit.
             buffer: octets that may wait where packets come faster than that; what comes then is
                 lost. 0: without limit.
-            faults: of a `steertag.device.FaultDevice`, the same in both directions.
+            faults: what happens to packets, in either direction, before they come to the wire.
         """
         number = len(self.wires) // 2
         ends = []
@@ -338,7 +339,9 @@ class World:
             wire = Wire(self, f"{node.name}{number}", mtu, latency, rate, buffer)
             addresses = (f"10.0.{number}.{host_number}", f"fd00:{number:x}::{host_number}")
             rng = random.Random(f"{self.seed}/{wire.name}")
-            device = FaultDevice(wire, rng=rng, clock=self.clock, timers=self.timers, **faults)
+            device = FaultDevice(
+                wire, rng=rng, clock=self.clock, timers=self.timers, transmit=faults
+            )
             node.net.add_device(device, (f"{addresses[0]}/24", f"{addresses[1]}/64"))
             node.addresses += addresses
             ends.append(wire)
