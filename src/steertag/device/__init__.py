@@ -3,13 +3,12 @@
 from steertag.device.base import (
     Device,
     DeviceStats,
-    Frame,
-    Offload,
     netdev_poll,
     register_netdevice,
     unregister_netdevice,
 )
 from steertag.device.fault import FaultDevice, Faults
+from steertag.device.frame import Frame, Offload
 from steertag.device.memory import MemoryDevice, loopback, memory_link
 from steertag.device.offload import dev_queue_xmit
 

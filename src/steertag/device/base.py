@@ -6,96 +6,69 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
+from steertag.device.frame import (
+    ARPHRD_ETHER,
+    ARPHRD_LOOPBACK,
+    ARPHRD_NONE,
+    CHECKSUM_NONE,
+    CHECKSUM_PARTIAL,
+    CHECKSUM_UNNECESSARY,
+    ETH_HLEN,
+    ETH_P_IP,
+    ETH_P_IPV6,
+    GSO_ECN,
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP_L4,
+    MAX_SUPER_FRAME,
+    NETIF_F_ALL,
+    NETIF_F_GRO,
+    NETIF_F_GSO_UDP_L4,
+    NETIF_F_HW_CSUM,
+    NETIF_F_RXCSUM,
+    NETIF_F_TSO,
+    NETIF_F_TSO6,
+    Frame,
+    Offload,
+)
+from steertag.device.gro import Gro
 from steertag.errors import ProtocolError, WireError, os_error
 from steertag.family.skbuff import Buffer
 from steertag.family.stack import NETDEV_REGISTER, NETDEV_UNREGISTER, Stack
 
-# What is known of a received frame's transport checksum (linux/skbuff.h).
-CHECKSUM_NONE: Final = 0
-CHECKSUM_UNNECESSARY: Final = 1
-CHECKSUM_PARTIAL: Final = 3
-
-# gso_type (linux/virtio_net.h)
-GSO_NONE: Final = 0
-GSO_TCPV4: Final = 1
-GSO_TCPV6: Final = 4
-GSO_UDP_L4: Final = 5
-GSO_ECN: Final = 0x80
-
-# features
-NETIF_F_HW_CSUM: Final = 1
-NETIF_F_RXCSUM: Final = 2
-NETIF_F_TSO: Final = 4
-NETIF_F_TSO6: Final = 8
-NETIF_F_GSO_UDP_L4: Final = 16
-NETIF_F_ALL: Final = 31
-
-# type (linux/if_arp.h)
-ARPHRD_ETHER: Final = 1
-ARPHRD_LOOPBACK: Final = 772
-ARPHRD_NONE: Final = 0xFFFE
-
-ETH_HLEN: Final = 14
-MAX_SUPER_FRAME: Final = 65535
-
-
-class Frame:
-    """A frame as it was received.
-
-    Attributes:
-        data: its octets; they live, unchanged, as long as somebody holds them.
-        csum: CHECKSUM_NONE: the transport checksum is still to be verified; else it is not.
-        gso_type, gso_size: of a super-segment: what it is, and the payload of each segment in it.
-    """
-
-    __slots__ = ("csum", "data", "gso_size", "gso_type")
-
-    def __init__(
-        self,
-        data: memoryview,
-        csum: int = CHECKSUM_NONE,
-        gso_type: int = GSO_NONE,
-        gso_size: int = 0,
-    ) -> None:
-        self.data = data
-        self.csum = csum
-        self.gso_type = gso_type
-        self.gso_size = gso_size
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-
-class Offload:
-    """What is left to the device, or to software on its behalf (offload.py), of a frame to send.
-
-    The checksum field holds the sum of the pseudo-header, folded, not complemented, as virtio has
-    it. Positions count from the start of the frame's parts: whoever puts octets in front adds their
-    number (`moved`).
-
-    Attributes:
-        csum_start: where the checksummed octets begin. csum_offset: of the field, from there.
-        gso_type, gso_size: cut the payload into segments of that many octets; GSO_NONE: leave it.
-        hdr_len: octets of all headers, the transport's included.
-    """
-
-    __slots__ = ("csum_offset", "csum_start", "gso_size", "gso_type", "hdr_len")
-
-    def __init__(
-        self, csum_start: int, csum_offset: int, gso_type: int, gso_size: int, hdr_len: int
-    ) -> None:
-        self.csum_start = csum_start
-        self.csum_offset = csum_offset
-        self.gso_type = gso_type
-        self.gso_size = gso_size
-        self.hdr_len = hdr_len
-
-    def moved(self, octets: int) -> None:
-        """So many octets were put in front."""
-        self.csum_start += octets
-        self.hdr_len += octets
+__all__ = [
+    "ARPHRD_ETHER",
+    "ARPHRD_LOOPBACK",
+    "ARPHRD_NONE",
+    "CHECKSUM_NONE",
+    "CHECKSUM_PARTIAL",
+    "CHECKSUM_UNNECESSARY",
+    "ETH_HLEN",
+    "ETH_P_IP",
+    "ETH_P_IPV6",
+    "GSO_ECN",
+    "GSO_NONE",
+    "GSO_TCPV4",
+    "GSO_TCPV6",
+    "GSO_UDP_L4",
+    "MAX_SUPER_FRAME",
+    "NETIF_F_ALL",
+    "NETIF_F_GRO",
+    "NETIF_F_GSO_UDP_L4",
+    "NETIF_F_HW_CSUM",
+    "NETIF_F_RXCSUM",
+    "NETIF_F_TSO",
+    "NETIF_F_TSO6",
+    "Device",
+    "DeviceStats",
+    "Frame",
+    "Offload",
+    "netdev_poll",
+    "register_netdevice",
+    "unregister_netdevice",
+]
 
 
 @dataclass(slots=True)
@@ -118,6 +91,7 @@ class Device(ABC):
         mtu: most octets of an IP packet; a link-layer header (`hard_header_len`) comes on top.
         type: ARPHRD_*. dev_addr: its link-layer address, b"" without.
         features: NETIF_F_*: what `transmit` does by itself; `dev_queue_xmit` does the rest.
+        gro: where the device doesn't verify checksums, its segments are put together (gro.py).
         ifindex: its number in the Stack; 0 before it is registered.
         up: frames are carried.
         stats: counters.
@@ -125,6 +99,7 @@ class Device(ABC):
         turn: takes a turn's frames in; set by `register_netdevice`.
     """
 
+    gro: bool = True
     type: int = ARPHRD_NONE
     hard_header_len: int = 0
     dev_addr: bytes = b""
@@ -187,6 +162,17 @@ def register_netdevice(
     """
     stats = device.stats
     budget = stack.sysctl.table("net.core.netdev_budget").data
+    deliver = receive
+
+    def contained(frame: Frame) -> None:
+        try:
+            deliver(frame)
+        except (WireError, ProtocolError):
+            stats.rx_errors += 1
+
+    aggregate = not device.features & NETIF_F_RXCSUM and device.gro
+    gro = Gro(contained, device.hard_header_len) if aggregate else None
+    take = gro.receive if gro is not None else contained
 
     def turn() -> bool:
         taken = 0
@@ -198,11 +184,10 @@ def register_netdevice(
                 taken += 1
                 stats.rx_packets += 1
                 stats.rx_bytes += len(frame.data)
-                try:
-                    receive(frame)
-                except (WireError, ProtocolError):
-                    stats.rx_errors += 1
+                take(frame)
         finally:
+            if gro is not None:
+                gro.flush()
             if taken and complete is not None:
                 complete()
         if device.fileno() == -1:

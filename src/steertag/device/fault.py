@@ -10,9 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from steertag.device.base import CHECKSUM_NONE, CHECKSUM_UNNECESSARY, Device, Frame, Offload
+from steertag.device.base import Device
+from steertag.device.frame import (
+    CHECKSUM_NONE,
+    CHECKSUM_PARTIAL,
+    CHECKSUM_UNNECESSARY,
+    Frame,
+    Offload,
+)
+from steertag.device.gso import on_the_wire_untrusted
 from steertag.device.middleware import Middleware
-from steertag.device.offload import cut_frame
 from steertag.errors import StateError
 from steertag.family.skbuff import Buffer
 from steertag.family.timer import Timer, TimerBase
@@ -237,8 +244,9 @@ class FaultDevice(Middleware):
     def _take_in(self) -> None:
         now = self._clock()
         while (frame := self.inner.receive()) is not None:
-            for packet, csum in cut_frame(frame, self.hard_header_len):
-                self._in.enter(packet, csum, now)
+            known = CHECKSUM_NONE if frame.csum == CHECKSUM_PARTIAL else frame.csum
+            for packet in on_the_wire_untrusted(frame, self.hard_header_len):
+                self._in.enter(bytes(packet), known, now)
         for packet, csum in self._in.arrived(now):
             self._ready.append(Frame(memoryview(packet), csum and CHECKSUM_UNNECESSARY))
         self._set(self._in_timer, self._in)

@@ -6,14 +6,14 @@ import errno
 from collections import deque
 from collections.abc import Sequence
 
-from steertag.device.base import (
+from steertag.device.base import Device
+from steertag.device.frame import (
     ARPHRD_LOOPBACK,
     CHECKSUM_NONE,
     CHECKSUM_PARTIAL,
     CHECKSUM_UNNECESSARY,
     NETIF_F_ALL,
     NETIF_F_RXCSUM,
-    Device,
     Frame,
     Offload,
 )

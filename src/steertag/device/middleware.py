@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steertag.device.base import Device, Frame, Offload
+from steertag.device.base import Device
+from steertag.device.frame import Frame, Offload
 from steertag.family.skbuff import Buffer
 
 

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from steertag.device.base import (
+from steertag.device.base import Device
+from steertag.device.frame import (
     ARPHRD_ETHER,
     CHECKSUM_NONE,
     CHECKSUM_PARTIAL,
@@ -26,7 +27,6 @@ from steertag.device.base import (
     NETIF_F_RXCSUM,
     NETIF_F_TSO,
     NETIF_F_TSO6,
-    Device,
     Frame,
     Offload,
 )
