@@ -1,6 +1,6 @@
 """AF_INET_NEW_TCP over TUN beside the host's own TCP, and beside PyTCP: ratios, printed.
 
-    uv run python bench/new_tcp.py [--rounds 3] [--seconds 2] [--block 65536] [--only NAME...] [--json]
+    uv run python bench/new_tcp.py [--rounds 3] [--only NAME...] [--json]
 
 Runs in a network namespace of its own (`unshare`; as root, or where users may make namespaces).
 The peer is always a program on the host's TCP. Every figure is the median of the rounds; what is

@@ -28,6 +28,7 @@ HEADER: Final = struct.Struct("!cxxxId")
 RESULT: Final = struct.Struct("!Qd")
 SINK, SOURCE, ECHO, HOLD = b"S", b"G", b"E", b"H"
 MANY_BLOCK: Final = 1 << 16
+MANY_ROUND_TRIPS: Final = 2000
 Figures = dict[str, float]
 
 
@@ -161,6 +162,12 @@ def resident() -> int:
     """Octets of this process in memory."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def busy(connect: Connect, seconds: float) -> tuple[float, float]:
+    """MB/s received, and the median microseconds of a round trip."""
+    bulk = throughput(connect, SOURCE, MANY_BLOCK, seconds)
+    return bulk["MB/s"], latency(connect, MANY_ROUND_TRIPS)["median us"]
 
 
 def many(connect: Connect, hold: Connect, count: int, seconds: float) -> Figures:
