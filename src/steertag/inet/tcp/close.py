@@ -52,7 +52,7 @@ def tcp_set_state(sk: TcpSock, state: TcpState) -> None:
         if old in _COUNTED:
             sk.mib["TcpEstabResets"] += 1
         hash.inet_unhash(sk)
-        if not sk.bindport_lock:
+        if not sk.port_locked:
             hash.inet_put_port(sk)
     if old in _COUNTED and state not in _COUNTED:
         sk.mib["TcpCurrEstab"] -= 1
