@@ -24,7 +24,7 @@ ANY: Final = b""
 ANY4: Final = bytes(4)
 ANY6: Final = bytes(16)
 BROADCAST: Final = b"\xff\xff\xff\xff"
-_MAPPED: Final = bytes(10) + b"\xff\xff"
+MAPPED: Final = bytes(10) + b"\xff\xff"
 _NAMES: Final = {
     "": (ANY, 0),
     "localhost": (b"\x7f\0\0\1", 0),
@@ -50,13 +50,15 @@ class IpSock(InetSock):
         sk_reuseport, freebind, bind_no_port, v6only, hdrincl, dontfrag: the options of that name.
         recverr: IP_RECVERR: ICMP errors are queued in `error_queue` (errqueue.py).
         cmsg_flags: what ancillary data the receiver asked for (sockopt.CMSG_*).
-        mc_ttl, mc_loop, mc_index: IP_MULTICAST_TTL, _LOOP, _IF.
+        mc_ttl, mc_index: IP_MULTICAST_TTL, _IF.
         flowlabel: of the IPv6 packets it sends (from sin6_flowinfo).
         named6: it was bound by an IPv6 wildcard, and its name is given back as one.
-        user_bound: `bind` named the address (SOCK_BINDADDR_LOCK), so that disconnecting keeps it.
+        addr_locked, port_locked: `bind` named it (SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK), so that
+            disconnecting keeps it.
     """
 
     __slots__ = (
+        "addr_locked",
         "bind_no_port",
         "bound_dev_if",
         "cmsg_flags",
@@ -66,18 +68,16 @@ class IpSock(InetSock):
         "freebind",
         "hdrincl",
         "mc_index",
-        "mc_loop",
         "mc_ttl",
         "min_ttl",
         "mtu_discover",
         "named6",
-        "priority",
+        "port_locked",
         "recverr",
         "sk_reuseport",
         "tos",
         "ttl_for_send",
         "uc_ttl",
-        "user_bound",
         "v6only",
     )
 
@@ -90,7 +90,6 @@ class IpSock(InetSock):
         self.uc_ttl = -1
         self.ttl_for_send = 0
         self.tos = 0
-        self.priority = 0
         self.min_ttl = 0
         self.mtu_discover = IP_PMTUDISC_WANT
         self.bound_dev_if = 0
@@ -100,10 +99,9 @@ class IpSock(InetSock):
         self.error_queue: deque[ErrorEntry] | None = None
         self.cmsg_flags = 0
         self.mc_ttl = 1
-        self.mc_loop = True
         self.mc_index = 0
         self.flowlabel = 0
-        self.named6 = self.user_bound = False
+        self.named6 = self.addr_locked = self.port_locked = False
 
     def check_address(self, address: Address) -> tuple[bytes, int]:
         """The user's address as (packed, port); see `parse_address` for the rest of it."""
@@ -156,7 +154,6 @@ class IpSock(InetSock):
         self.uc_ttl = parent.uc_ttl
         self.ttl_for_send = parent.ttl_for_send
         self.tos = parent.tos
-        self.priority = parent.priority
         self.min_ttl = parent.min_ttl
         self.mtu_discover = parent.mtu_discover
         self.bound_dev_if = parent.bound_dev_if
@@ -190,7 +187,7 @@ def _pack(host: str) -> tuple[bytes, str | None]:
     except AddressValueError:
         raise no_such_host(host) from None
     packed = parsed.packed
-    if packed[:12] == _MAPPED:
+    if packed[:12] == MAPPED:
         return packed[12:], None
     return packed, parsed.scope_id
 
