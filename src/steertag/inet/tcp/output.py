@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from steertag.device.base import GSO_TCPV4, GSO_TCPV6, Offload
+from steertag.device.frame import GSO_TCPV4, GSO_TCPV6, Offload
 from steertag.family.const import TcpState
 from steertag.family.memory import sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
 from steertag.family.skbuff import Buffer
@@ -87,7 +87,7 @@ def tcp_current_mss(sk: TcpSock) -> int:
 
 def tcp_size_goal(sk: TcpSock, mss: int) -> int:
     """Octets that one super-segment may hold: a multiple of the segment size."""
-    header = 20 if len(sk.inet_daddr) == 4 else 0
+    header = 20 if len(sk.inet_daddr) == 4 else 40
     most = _MAX_PACKET - header - HEADER_LEN - _MAX_OPTIONS
     # Half of the largest window, so that the peer's acknowledgements keep coming.
     if sk.max_window and most > sk.max_window >> 1:
@@ -203,6 +203,8 @@ def tcp_transmit_skb(sk: TcpSock, skb: TcpSkb, now: float) -> bool:
         skb.first_sent_at = now
     if skb.length:
         sk.lsndtime = now
+        if now - sk.lrcvtime < sk.ato:
+            sk.pingpong = True  # an answer: the next request is acknowledged with the next answer
         mss = sk.mss_cache
         segments = 1 if skb.length <= mss else -(-skb.length // mss)
         sk.data_segs_out += segments
@@ -258,7 +260,8 @@ def _send(
         )
         + options
     )
-    mss = sk.mss_cache
+    # SACK blocks take their room from the payload of each segment.
+    mss = sk.mss_cache - len(options) + (_TS_LEN if sk.ts_ok else 0)
     mib = sk.mib
     if length > mss:
         kind = GSO_TCPV4 if len(sk.inet_daddr) == 4 else GSO_TCPV6
@@ -395,7 +398,7 @@ def tcp_write_xmit(sk: TcpSock, now: float, nonagle: int, push_one: int = 0) -> 
         in_flight = tcp_packets_in_flight(sk)
         quota = sk.cwnd - in_flight
         first = length if length < mss else mss
-        if quota < first and in_flight:
+        if quota < first and in_flight and not (skb.flags & FIN and length < mss):
             if push_one != 2:
                 cwnd_limited = True
                 break
@@ -403,7 +406,7 @@ def tcp_write_xmit(sk: TcpSock, now: float, nonagle: int, push_one: int = 0) -> 
         elif quota < first:
             quota = first
         room = diff(add(sk.snd_una, sk.snd_wnd), skb.seq)
-        if room < first or (room <= 0 and not length):
+        if room < (first if length > mss else diff(skb.end_seq, skb.seq)):
             break
         if length <= mss:
             if not _nagle_test(sk, skb, mss, nonagle if len(queue) == 1 else TCP_NAGLE_PUSH):
