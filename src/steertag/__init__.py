@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Stack,
         inet_create,
     )
+    from steertag.inet.const import AF_INET_NEW_TCP
     from steertag.socket.default import (
         default_stack,
         proto_register,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 _FAMILY = "steertag.family"
 _DEFAULT = "steertag.socket.default"
 _HOME = {
+    "AF_INET_NEW_TCP": "steertag.inet.const",
     "NPROTO": _FAMILY,
     "Counter": _FAMILY,
     "HashInfo": _FAMILY,
@@ -58,6 +60,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AF_INET_NEW_TCP",
     "NPROTO",
     "Counter",
     "HashInfo",

@@ -298,6 +298,7 @@ else:
     from socket import *  # noqa: F403
     from socket import AddressInfo, MsgFlag, SocketIO, SocketKind  # noqa: F401
 
+from steertag.inet.const import AF_INET_NEW_TCP
 from steertag.socket.base import socket
 from steertag.socket.default import default_stack
 from steertag.socket.functions import create_connection, create_server, fromfd, socketpair
@@ -310,5 +311,12 @@ socket._for_process = ProcessSocket
 error = OSError
 timeout = TimeoutError
 
-__all__ = [*_std.__all__, "create_connection", "create_server", "default_stack", "fromfd"]
+__all__ = [
+    *_std.__all__,
+    "AF_INET_NEW_TCP",
+    "create_connection",
+    "create_server",
+    "default_stack",
+    "fromfd",
+]
 __all__ += ["socket", "socketpair"]
