@@ -20,11 +20,9 @@ from contextlib import contextmanager
 from typing import BinaryIO, Final, NamedTuple
 
 from steertag.errors import WireError
+from steertag.wire.pcap import MAX_SNAPLEN
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
-
-MAX_SNAPLEN: Final = 262_144
-"""The most octets of one packet that a capture may hold (libpcap's limit)."""
 
 _BUFFER: Final = 1 << 18
 _MICROSECONDS: Final = 0xA1B2C3D4

@@ -11,15 +11,14 @@ reassembles like any others. Their boundaries are the tap's, not those of the re
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final
 
-from steertag.observe.capture import MAX_SNAPLEN, Packet, PathOrFile, read_capture
+from steertag.device.pcap import PacketFile
+from steertag.observe.capture import Packet, PathOrFile, read_capture
 from steertag.observe.packet import (
     LINKTYPE_ETHERNET,
     LINKTYPE_RAW,
@@ -29,6 +28,7 @@ from steertag.observe.packet import (
     endpoints,
     tcp_segment_untrusted,
 )
+from steertag.wire.pcap import MAX_SNAPLEN
 
 __all__ = [
     "LINKTYPE_ETHERNET",
@@ -44,10 +44,6 @@ __all__ = [
 ]
 
 Buffer = bytes | bytearray | memoryview
-
-_MICROSECONDS: Final = 0xA1B2C3D4
-_FILE_HEADER: Final = struct.Struct("<IHHiIII")
-_RECORD: Final = struct.Struct("<IIII")  # seconds, fraction, octets captured, octets on the wire
 
 _ETHERNET: Final = struct.Struct("!6s6sH")
 _ETHERTYPE: Final = {4: 0x0800, 16: 0x86DD}  # by an address's length
@@ -81,30 +77,17 @@ def _internet_checksum(*parts: Buffer) -> int:
 # --- writing ------------------------------------------------------------------------------------
 
 
-class PcapWriter:
-    """Writes a capture file of synthetic TCP packets.
+class PcapWriter(PacketFile):
+    """Writes a capture file of synthetic TCP packets, in Ethernet frames.
 
     Args:
-        target: a path, which is created or emptied, or a writable binary file, which the caller
-            closes.
-        clock: answers seconds since the epoch for a packet's time stamp, e.g. `time.time`. Without
-            one the packets are a microsecond apart, so that equal traffic makes equal files.
+        target, clock: as of `steertag.device.pcap.PacketFile`.
 
     Not safe for use from several threads at once.
     """
 
     def __init__(self, target: PathOrFile, *, clock: Callable[[], float] | None = None) -> None:
-        if isinstance(target, str | os.PathLike):
-            self._file: BinaryIO = open(target, "wb")  # noqa: SIM115 - closed by close()
-            self._owned = True
-        else:
-            self._file, self._owned = target, False
-        self._clock = clock
-        self._closed = False
-        self._packets = 0
-        self._file.write(
-            _FILE_HEADER.pack(_MICROSECONDS, 2, 4, 0, 0, MAX_SNAPLEN, LINKTYPE_ETHERNET)
-        )
+        super().__init__(target, LINKTYPE_ETHERNET, clock=clock)
 
     def tap(
         self, local: Endpoint, remote: Endpoint, *, initiator: bool = True, mss: int = 1460
@@ -119,37 +102,6 @@ class PcapWriter:
         an `mss` out of range.
         """
         return StreamTap(self, local, remote, initiator=initiator, mss=mss)
-
-    def write_packet(self, *parts: Buffer) -> None:
-        """Append one Ethernet frame, given in parts. After `close` nothing is recorded any more."""
-        if self._closed:
-            return
-        microseconds = self._packets if self._clock is None else round(self._clock() * 1_000_000)
-        seconds, fraction = divmod(microseconds, 1_000_000)
-        size = sum(map(len, parts))
-        self._file.write(_RECORD.pack(seconds, fraction, size, size))
-        for part in parts:
-            self._file.write(part)
-        self._packets += 1
-
-    def close(self) -> None:
-        """Flush, and close the file if it was given by its path. Taps may outlive it."""
-        self._closed = True
-        if self._owned:
-            self._file.close()
-        else:
-            self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(slots=True)
