@@ -25,6 +25,7 @@ STEERTAG_DEVICE holds those of the default Stack, between semicolons.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import ipaddress
@@ -32,6 +33,7 @@ import os
 import random
 import re
 import socket
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -469,4 +471,19 @@ def _surround(inner: Device, spec: DeviceSpec, stack: Stack) -> Device:
         seed = settings.pop("seed")
         rng = random.Random(stack.rng.getrandbits(64) if seed is None else seed)
         device = FaultDevice(device, rng=rng, clock=stack.clock, timers=stack.timers, **settings)
+    return device if spec.pcap is None else _captured(device, spec.pcap)
+
+
+def _captured(inner: Device, path: Path) -> Device:
+    from steertag.device.pcap import PcapDevice
+
+    try:
+        # It holds what was sent: for nobody else to read, unless the file was there before.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        device = PcapDevice(inner, path)
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise os_error(code, f"pcap={path}: {error.strerror}; name another file") from None
+    capture = weakref.ref(device)
+    atexit.register(lambda: (found := capture()) and found.flush())
     return device
