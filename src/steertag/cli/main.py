@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "decode": ("steertag.cli.decode:decode", "Decode the iWARP connections in a capture."),
     "protocols": ("steertag.cli.stack:protocols", "List protocols, as /proc/net/protocols does."),
     "sockets": ("steertag.cli.stack:sockets", "List a Stack's sockets, as ss does."),
+    "netstat": ("steertag.cli.netstat:netstat", "Print a Stack's counters, as netstat -s."),
     "sysctl": ("steertag.cli.stack:sysctl", "Read and set a Stack's parameters."),
     "completion": ("steertag.cli.completion:completion", "Print a shell completion script."),
 }

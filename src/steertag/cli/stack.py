@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from steertag.family import Stack
     from steertag.observe.processes import Process
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-_PID = click.option(
+PID = click.option(
     "-p", "--pid", type=click.IntRange(1), metavar="PID", help="Show that process only."
 )
 
@@ -48,7 +48,7 @@ def _explained() -> Iterator[None]:
         _fail(f"{exc.strerror or exc}{hint}")
 
 
-def _with_stack(command: Callable[..., None]) -> Callable[..., None]:
+def with_stack(command: Callable[..., None]) -> Callable[..., None]:
     """Give the command the default Stack, with what the options ask for loaded into it."""
 
     @click.option("--load", is_flag=True, help="First load every family that a package brings.")
@@ -82,7 +82,7 @@ def _import(module: str) -> None:
         _fail(f"--import {module}: {type(exc).__name__}: {exc}", 2)
 
 
-def _ask(want: str, pid: int | None = None) -> list[Process]:
+def ask(want: str, pid: int | None = None) -> list[Process]:
     """What the user's other processes say; those that don't are told of on standard error."""
     from steertag.observe.processes import listing
 
@@ -96,8 +96,8 @@ def _ask(want: str, pid: int | None = None) -> list[Process]:
 
 
 @click.command()
-@_JSON
-@_with_stack
+@JSON
+@with_stack
 def protocols(stack: Stack, as_json: bool) -> None:
     """List registered protocols, in the columns of /proc/net/protocols.
 
@@ -114,9 +114,9 @@ def protocols(stack: Stack, as_json: bool) -> None:
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Listening and other sockets.")
 @click.option("-l", "--listening", is_flag=True, help="Listening sockets only.")
-@_PID
-@_JSON
-@_with_stack
+@PID
+@JSON
+@with_stack
 def sockets(
     stack: Stack, everything: bool, listening: bool, pid: int | None, as_json: bool
 ) -> None:
@@ -128,7 +128,7 @@ def sockets(
 
     wanted = None if everything else listening
     own = stack if pid is None or pid == os.getpid() else None
-    found = listing.owned(own, _ask("sockets", pid), listening=wanted)
+    found = listing.owned(own, ask("sockets", pid), listening=wanted)
     if as_json:
         click.echo(json.dumps(listing.owned_json(found), indent=2))
     else:
@@ -140,9 +140,9 @@ def sockets(
 @click.option("-a", "--all", "everything", is_flag=True, help="Print every parameter.")
 @click.option("-n", "--values", is_flag=True, help="Print values without names.")
 @click.option("-w", "--write", is_flag=True, help="Refuse arguments that set nothing.")
-@_PID
-@_JSON
-@_with_stack
+@PID
+@JSON
+@with_stack
 def sysctl(
     stack: Stack,
     settings: tuple[str, ...],
@@ -195,7 +195,7 @@ def _sysctl_of(pid: int, names: Sequence[str] | None, values: bool, as_json: boo
                 " STEERTAG_SYSCTL in its environment"
             )
     chosen = None if names is None else [name.replace("/", ".") for name in names]
-    told = _ask("sysctl", pid)[0].sysctl
+    told = ask("sysctl", pid)[0].sysctl
     with _explained():
         text = listing.format_told(told, chosen)
         if as_json:

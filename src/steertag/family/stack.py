@@ -57,8 +57,9 @@ class Stack:
         load_family: called as `(stack, family)` when a family is asked for that is not
             registered; it may register it. Default: the installed packages' entry points.
             None: no such thing, unknown stays unknown.
-        load_observers: called once with the Stack when the first RNIC is opened over it; it may
-            append to `observers`. Default: the installed packages' entry points. None: nobody.
+        load_observers: called once with the Stack when the first RNIC is opened over it, or its
+            devices are driven; it may append to `observers`. Default: the installed packages'
+            entry points. None: nobody.
 
     Attributes:
         lock: see steertag.family.lock for its law.
@@ -72,7 +73,8 @@ class Stack:
         driver: who drives it; None for one whose owner does (steertag.runtime.netdev).
         sockfs: the SOCKET layer's open descriptors, by inode.
         observers: called with every RNIC (`verbs.Context`) that is opened over the Stack, before
-            it has a connection. They may keep it, give it a `tap_for`, and may not raise.
+            it has a connection, and with the driver once it drives devices. They may keep it, give
+            an RNIC a `tap_for`, and may not raise.
         generic: what other subsystems keep per Stack, by their name (Linux: `net_generic`).
     """
 
@@ -213,10 +215,10 @@ class Stack:
                 added.append(number)
         return added
 
-    # -- RNICs --------------------------------------------------------------------------------
+    # -- observers ----------------------------------------------------------------------------
 
-    def rnic_opened(self, context: object) -> None:
-        """An RNIC is opened over this Stack: tell the observers.
+    def opened(self, context: object) -> None:
+        """An RNIC is opened over this Stack, or its devices are driven: tell the observers.
 
         Raises:
             OSError: ENOEXEC, an installed package's observer is broken.

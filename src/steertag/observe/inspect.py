@@ -1,13 +1,13 @@
 """A running process shows itself to its user: the socket behind `stag rdma`, `stag sockets`, ...
 
-The first RNIC that a process opens starts it (`attach` is announced in the entry-point group
-`steertag.observers`). A thread of its own waits for questions on a Unix socket that only the same
-user and root can reach, and answers one at a time:
+The first RNIC that a process opens starts it, or the first network device that is driven (`attach`
+is announced in the entry-point group `steertag.observers`). A thread of its own waits for questions
+on a Unix socket that only the same user and root can reach, and answers one at a time:
 
     {"version": 1, "want": ["rdma", "sockets", "sysctl"]}\\n      at most 4096 octets, in 2 seconds
     {"version": 1, "pid": ..., "comm": ..., "closed": {...}, "rdma": [...], ...}   then end of file
 
-`closed` has the counters of RNICs that are closed by now.
+What can be wanted is in `WANTS`. `closed` has the counters of RNICs that are closed by now.
 
 What doesn't keep to this is dropped without an answer. Under a Context's lock no more than a few
 queue pairs are looked at in one go, and where the lock isn't to be had (a program that drives
@@ -27,18 +27,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakSet, ref
 
 from steertag.family.stack import Stack
-from steertag.observe import processes, rendezvous, sockets, sysctl
+from steertag.observe import netstat, processes, rendezvous, sockets, sysctl
 from steertag.observe.resources import Numbers, contexts_json, named_counters
 from steertag.rdma.counters import Counters
+from steertag.runtime.netdev import NetDriver
 from steertag.socket.default import default_stack
 from steertag.verbs.device import Context
 
 VERSION: Final = 1
 MAX_REQUEST: Final = 4096
-WANTS: Final = ("rdma", "sockets", "sysctl")
+WANTS: Final = ("rdma", "sockets", "sysctl", "netstat")
 _REQUEST_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
 _PAUSE: Final = 0.1
@@ -49,7 +50,7 @@ _LOG: Final = logging.getLogger("steertag.observe")
 
 
 class Inspector:
-    """Answers questions about the RNICs that it was shown, and about the default Stack.
+    """Answers questions about the RNICs and the Stacks that it was shown, and the default Stack.
 
     Args:
         directory: where its socket goes; made if need be.
@@ -65,16 +66,21 @@ class Inspector:
         self._failed = False
         self._numbers = Numbers()
         self._contexts: dict[ReferenceType[Context], Counters] = {}
+        self._stacks: WeakSet[Stack] = WeakSet()
         self._past = Counters()
 
     def watch(self, context: object) -> None:
-        """Show an RNIC from now on; the first one opens the socket. Never raises."""
-        if not isinstance(context, Context):
-            return
+        """Show an RNIC from now on, or a Stack whose network devices are driven; the first one
+        opens the socket. Never raises."""
         with self._lock:
-            self._living()
-            self._contexts[ref(context)] = context.rnic.closed_counters
-            self._numbers.of(context)
+            if isinstance(context, NetDriver):
+                self._stacks.add(context.stack)
+            elif isinstance(context, Context):
+                self._living()
+                self._contexts[ref(context)] = context.rnic.closed_counters
+                self._numbers.of(context)
+            else:
+                return
             if self._socket is None and not self._failed:
                 self._open()
 
@@ -177,11 +183,17 @@ class Inspector:
                 living, past = self._living(), named_counters(self._past)
             yield b', "closed": ' + json.dumps(past).encode() + b', "rdma": '
             yield from contexts_json(living, self._numbers)
-        stack = default_stack()
+        default = default_stack()
+        with self._lock:
+            stacks = [default, *(stack for stack in self._stacks if stack is not default)]
         if "sockets" in want:
-            yield b', "sockets": ' + json.dumps(sockets.as_json(stack)).encode()
+            rows = [row for stack in stacks for row in sockets.as_json(stack)]
+            yield b', "sockets": ' + json.dumps(rows).encode()
         if "sysctl" in want:
-            yield b', "sysctl": ' + json.dumps(sysctl.as_json(stack)).encode()
+            yield b', "sysctl": ' + json.dumps(sysctl.as_json(default)).encode()
+        if "netstat" in want:
+            counters = [groups for stack in stacks if (groups := netstat.groups(stack))]
+            yield b', "netstat": ' + json.dumps(counters).encode()
         yield b"}\n"
 
 

@@ -36,7 +36,8 @@ class Process:
         pid, comm: its number, as the kernel says, and its name.
         closed: counters of the RNICs that it has closed.
         rdma: its RNICs; see `observe.resources.contexts_json`.
-        sockets, sysctl: of its default Stack; see the modules of these names.
+        sockets: of its Stacks. sysctl: of its default Stack. See the modules of these names.
+        netstat: of each Stack with AF_INET_NEW_TCP, the groups of `observe.netstat`.
     """
 
     pid: int
@@ -45,6 +46,7 @@ class Process:
     rdma: list[Object] = field(default_factory=list)
     sockets: list[Object] = field(default_factory=list)
     sysctl: dict[str, Object] = field(default_factory=dict)
+    netstat: list[Object] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -71,7 +73,8 @@ def listing(want: Iterable[str], pids: Iterable[int] | None = None) -> Listing:
 
     Raises:
         OSError: EPERM where the directory of the sockets can't be trusted; ESRCH where one of
-            `pids` can't be asked: it is no process of this user's that opened an RNIC.
+            `pids` can't be asked: it is no process of this user's that opened an RNIC or drives a
+            network device.
     """
     found = Listing()
     path = rendezvous.directory()
@@ -155,6 +158,7 @@ def _parse_untrusted(answer: bytes, pid: int) -> Process:
     comm, rdma = document.get("comm", "?"), document.get("rdma", [])
     closed = document.get("closed", {})
     sockets, sysctl = document.get("sockets", []), document.get("sysctl", {})
+    netstat = document.get("netstat", [])
     if not (
         isinstance(comm, str)
         and isinstance(closed, dict)
@@ -162,9 +166,10 @@ def _parse_untrusted(answer: bytes, pid: int) -> Process:
         and _objects(sockets)
         and isinstance(sysctl, dict)
         and _objects(list(sysctl.values()))
+        and _objects(netstat)
     ):
         raise WireError("its answer is not what it should be")
-    return Process(pid, comm, closed, rdma, sockets, sysctl)
+    return Process(pid, comm, closed, rdma, sockets, sysctl, netstat)
 
 
 def _objects(value: object) -> bool:

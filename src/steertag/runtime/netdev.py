@@ -433,6 +433,13 @@ class NetDriver:
 
     # -- the background thread -----------------------------------------------------------------
 
+    def _announce(self) -> None:
+        """The process has a network of its own from now on: observers may want to know."""
+        try:
+            self.stack.opened(self)
+        except OSError as exc:
+            _LOG.warning("steertag: %s", exc)
+
     def _start(self) -> None:
         if self._closed:
             return
@@ -445,6 +452,7 @@ class NetDriver:
 
     def _run(self) -> None:
         stack, background, clock = self.stack, self._background, time.monotonic
+        self._announce()
         seen = -1
         idle = False
         while True:

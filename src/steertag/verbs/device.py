@@ -108,7 +108,7 @@ class Context(Managed):
     def _announce(self) -> None:
         """Show the Context to the Stack's observers, which may set `tap_for`."""
         try:
-            self.the_stack.rnic_opened(self)
+            self.the_stack.opened(self)
         except OSError:
             self.loop.close()
             raise
