@@ -12,8 +12,7 @@ import functools
 import http.server
 import sys
 
-from steertag import socket
-from steertag.inet import AF_INET_NEW_TCP
+from steertag import AF_INET_NEW_TCP, socket
 
 
 class Server(http.server.ThreadingHTTPServer):

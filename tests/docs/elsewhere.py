@@ -12,6 +12,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "pip install uv": ".ci/run: pip install",
     "pip install uv && uv run stag demo": ".ci/run: step demo uv run stag demo",
     "pip install uv && uv run pytest": ".ci/run: step tests uv run pytest",
+    "unshare -Urn": (
+        "tests/interop/test_new_tcp_mover.py::test_a_namespace_of_anybody_s_own_will_do"
+    ),
     "uv run pytest": ".ci/run: step tests uv run pytest",
     "uv run pytest -m bench -s": ".ci/run: step bench uv run pytest -m bench -s",
     "uv run python bench/ucx.py": "tests/bench/test_beside_peers.py::test_the_rnic_beside_ucx",

@@ -28,8 +28,11 @@ _NETWORK: Final = " && ".join(
         "exec cat",
     ]
 )
-_SERVER: Final = re.compile(r"^stag (serve|rping -s|rdma-server|ucmatose(?!.* -s))\b(?!.*--help)")
-_LISTENS: Final = re.compile(r"stag://|stag: listening on ")
+_SERVER: Final = re.compile(
+    r"^(stag (serve|rping -s|rdma-server|ucmatose(?!.* -s))\b(?!.*--help)"
+    r"|env .* python examples/http)"
+)
+_LISTENS: Final = re.compile(r"stag://|listening on ")
 
 
 class Session:

@@ -13,6 +13,7 @@ import pytest
 from tests.docs.blocks import PAGES, blocks
 from tests.docs.elsewhere import ELSEWHERE
 from tests.docs.session import TIMEOUT, Session
+from tests.interop.namespace import require_tun
 from tests.support import PROJECT, require_unshare
 
 # Addresses that only a session's own network has (RFC 5737).
@@ -35,6 +36,9 @@ def test_every_command_shown_runs(page: Path, tmp_path: Path) -> None:
     commands = [command for block in blocks(page) for command in block.commands]
     if any(DOCUMENTATION_NETWORK in command for command in commands):
         require_unshare("--net")
+    if any("new_tcp" in command for command in commands):
+        require_unshare("--net")
+        require_tun()
     with Session(tmp_path) as session:
         for command in commands:
             if command not in ELSEWHERE:

@@ -45,6 +45,7 @@ from steertag.errors import os_error
 
 if TYPE_CHECKING:
     from steertag.device.base import Device
+    from steertag.device.pcap import PcapDevice
     from steertag.family.stack import Stack
 
 VARIABLE: Final = "STEERTAG_DEVICE"
@@ -484,6 +485,10 @@ def _captured(inner: Device, path: Path) -> Device:
     except OSError as error:
         code = error.errno or errno.EIO
         raise os_error(code, f"pcap={path}: {error.strerror}; name another file") from None
-    capture = weakref.ref(device)
-    atexit.register(lambda: (found := capture()) and found.flush())
+    atexit.register(_flush, weakref.ref(device))
     return device
+
+
+def _flush(capture: weakref.ref[PcapDevice]) -> None:
+    if (device := capture()) is not None:
+        device.flush()
