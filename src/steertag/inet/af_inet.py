@@ -15,9 +15,10 @@ from steertag.family.sock_common import sock_common_getsockopt, sock_common_sets
 from steertag.family.sockopt import sock_of
 from steertag.inet import const as c
 from steertag.inet.datagram import ip_datagram_poll
-from steertag.inet.ip.net import exit_net, inet_net, init_net
-from steertag.inet.ping import ping_prot, ping_table
-from steertag.inet.raw import raw_prot, raw_table
+from steertag.inet.ip.addr import BROADCAST4
+from steertag.inet.ip.net import inet_net, init_net
+from steertag.inet.ping import ping_prot
+from steertag.inet.raw import raw_prot
 from steertag.inet.sock import (
     ANY,
     ANY4,
@@ -113,9 +114,9 @@ def _undo(stack: Stack, found: _Registered) -> None:
     for prot in found.protos:
         if prot.stack is stack:
             stack.proto_unregister(prot)
-    exit_net(stack)
+    inet_net(stack).close()
     for name in found.sysctls:
-        with suppress(OSError):  # exit_net took its own
+        with suppress(OSError):  # the network layer took its own
             stack.sysctl.unregister(name)
     for name in found.generic:
         stack.generic.pop(name, None)
@@ -126,9 +127,6 @@ def inet_rows(stack: Stack) -> list[InetProtosw]:
     net = inet_net(stack)
     receiver = UdpReceiver(net, udp_table(stack))
     net.inet_add_protocol(c.IPPROTO_UDP, receiver.rcv, receiver.err)
-    raw, ping = raw_table(stack), ping_table(stack)
-    net.raw_local_deliver, net.raw_icmp_error = raw.rcv, raw.err
-    net.ping_rcv, net.ping_err = ping.rcv, ping.err
     pings = ping_prot()
     return [
         InetProtosw(c.SOCK_STREAM, c.IPPROTO_TCP, tcp_prot(stack), inet_stream_ops),
@@ -198,7 +196,7 @@ def _check_local(sk: IpSock, addr: bytes) -> None:
     if is_wildcard(addr) or is_multicast(addr) or sk.freebind:
         return
     net = inet_net(sk.sk_stack)
-    if not (net.is_local(addr) or net.is_broadcast(addr)):
+    if not net.is_local(addr) and addr != BROADCAST4 and addr not in net.broadcasts:
         raise os_error(errno.EADDRNOTAVAIL)
 
 

@@ -161,7 +161,7 @@ def route(sk: DatagramSock, daddr: bytes, cookie: Cookie, oif: int) -> Dst:
     key = (daddr, cookie.saddr or source_of(sk), cookie.oif or oif)
     dst = sk.dst
     if dst is None or sk.dst_key != key or not dst.valid():
-        dst = inet_net(sk.sk_stack).route_output(*key)
+        dst = inet_net(sk.sk_stack).route_output(*key, any_source=sk.freebind)
         sk.dst, sk.dst_key = dst, key
     if dst.type == RTN_BROADCAST and not sk.sk_flags & SOCK_BROADCAST:
         raise os_error(errno.EACCES, "a broadcast address needs SO_BROADCAST")

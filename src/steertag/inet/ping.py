@@ -11,6 +11,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
+from steertag.device.base import CHECKSUM_NONE
 from steertag.errors import StateError, os_error
 from steertag.family.const import TcpState
 from steertag.family.proto import Counter, Proto
@@ -34,10 +35,12 @@ from steertag.inet.datagram import (
     route,
     xmit,
 )
+from steertag.inet.ip.net import InetNet, inet_net
+from steertag.inet.ip.packet import l4_checksum_ok
 from steertag.inet.sock import address_text
 from steertag.inet.sockopt import ip_getsockopt, ip_setsockopt
 from steertag.inet.udp import datagram_ioctl
-from steertag.wire.checksum import checksum
+from steertag.wire.checksum import checksum, partial
 
 if TYPE_CHECKING:
     from steertag.family.msg import Address, Ancillary, MsgHdr
@@ -48,6 +51,7 @@ _NAME: Final = "ping"
 _HEADER: Final = struct.Struct("!BBHHH")
 """Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443 section 4)."""
 _REQUEST: Final = {c.IPPROTO_ICMP: 8, c.IPPROTO_ICMPV6: 128}
+_REPLY: Final = {c.IPPROTO_ICMP: 0, c.IPPROTO_ICMPV6: 129}
 _MAX_LENGTH: Final = 65535
 
 
@@ -87,14 +91,39 @@ def ping_prot() -> Proto:
 
 
 class PingTable:
-    """The ping socks of one Stack, by protocol and identifier."""
+    """The ping socks of one Stack, by protocol and identifier. It looks at packets while there
+    are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: InetNet) -> None:
+        self._net = net
         self.socks: dict[tuple[int, int], list[PingSock]] = {}
+
+    def add(self, sk: PingSock) -> None:
+        if not self.socks:
+            self._net.raw_deliver.append(self.rcv)
+            self._net.raw_err.append(self.err)
+        self.socks.setdefault((sk.sk_protocol, sk.inet_num), []).append(sk)
+
+    def remove(self, sk: PingSock) -> None:
+        key = sk.sk_protocol, sk.inet_num
+        same = self.socks.get(key)
+        if same is None or sk not in same:
+            return
+        same.remove(sk)
+        if not same:
+            del self.socks[key]
+        if not self.socks:
+            self._net.raw_deliver.remove(self.rcv)
+            self._net.raw_err.remove(self.err)
 
     def rcv(self, packet: Packet) -> bool:
         """An echo reply; whether it was one of ours (ping_rcv)."""
-        ident = _HEADER.unpack_from(packet.data)[3]
+        reply = _REPLY.get(packet.protocol)
+        if reply is None or len(packet.data) < _HEADER.size:
+            return False
+        kind, _, _, ident, _ = _HEADER.unpack_from(packet.data)
+        if kind != reply or not _checksum_ok(packet):
+            return False
         for sk in self.socks.get((packet.protocol, ident), ()):
             if hears(sk, packet.daddr, packet.saddr, packet.device.ifindex):
                 queue_datagram(sk, Datagram(packet, packet.data, 0, 0))
@@ -103,6 +132,8 @@ class PingTable:
 
     def err(self, error: IcmpError) -> None:
         """An ICMP error about an echo request (ping_err)."""
+        if error.protocol not in _REQUEST or len(error.data) < _HEADER.size:
+            return
         kind, _, _, ident, _ = _HEADER.unpack_from(error.data)
         if kind != _REQUEST.get(error.protocol):
             return
@@ -112,19 +143,25 @@ class PingTable:
                 return
 
 
+def _checksum_ok(packet: Packet) -> bool:
+    if packet.family == 4:  # without a pseudo header
+        return packet.csum != CHECKSUM_NONE or partial(packet.data) % 0xFFFF == 0
+    return l4_checksum_ok(packet)
+
+
 def ping_table(stack: Stack) -> PingTable:
     """The Stack's, made when first asked for."""
     found = stack.generic.get(_NAME)
     if not isinstance(found, PingTable):
-        found = stack.generic[_NAME] = PingTable()
+        found = stack.generic[_NAME] = PingTable(inet_net(stack))
     return found
 
 
 def ping_get_port(sk: Sock, port: int) -> None:
     """`Proto.get_port`: an identifier, 0 for a random free one. Raises EADDRINUSE."""
     ping = ping_sk(sk)
-    socks = ping_table(sk.sk_stack).socks
-    proto = sk.sk_protocol
+    table = ping_table(sk.sk_stack)
+    socks, proto = table.socks, sk.sk_protocol
     if not port:
         start = sk.sk_stack.rng.randrange(1, 65536)
         for step in range(65535):
@@ -135,18 +172,13 @@ def ping_get_port(sk: Sock, port: int) -> None:
             raise os_error(errno.EADDRINUSE)
     elif any(not (sk.sk_reuse and other.sk_reuse) for other in socks.get((proto, port), ())):
         raise os_error(errno.EADDRINUSE)
-    socks.setdefault((proto, port), []).append(ping)
     ping.inet_num = port
+    table.add(ping)
 
 
 def ping_unhash(sk: Sock) -> None:
     ping = ping_sk(sk)
-    socks = ping_table(sk.sk_stack).socks
-    same = socks.get((sk.sk_protocol, ping.inet_num))
-    if same is not None and ping in same:
-        same.remove(ping)
-        if not same:
-            del socks[(sk.sk_protocol, ping.inet_num)]
+    ping_table(sk.sk_stack).remove(ping)
     ping.inet_num = 0
 
 

@@ -36,6 +36,7 @@ from steertag.inet.datagram import (
     route,
     xmit,
 )
+from steertag.inet.ip.net import InetNet, inet_net
 from steertag.inet.sock import address_text
 from steertag.inet.sockopt import Value, ip_getsockopt, ip_setsockopt
 from steertag.inet.udp import datagram_ioctl
@@ -110,10 +111,28 @@ def raw_prot() -> Proto:
 
 
 class RawTable:
-    """The raw socks of one Stack, by protocol."""
+    """The raw socks of one Stack, by protocol. It looks at packets while there are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: InetNet) -> None:
+        self._net = net
         self.socks: dict[int, list[RawSock]] = {}
+
+    def add(self, sk: RawSock) -> None:
+        if not self.socks:
+            self._net.raw_deliver.append(self.rcv)
+            self._net.raw_err.append(self.err)
+        self.socks.setdefault(sk.inet_num, []).append(sk)
+
+    def remove(self, sk: RawSock) -> None:
+        same = self.socks.get(sk.inet_num)
+        if same is None or sk not in same:
+            return
+        same.remove(sk)
+        if not same:
+            del self.socks[sk.inet_num]
+        if not self.socks:
+            self._net.raw_deliver.remove(self.rcv)
+            self._net.raw_err.remove(self.err)
 
     def rcv(self, packet: Packet) -> bool:
         """Give a packet to all that are for it; whether there was any (raw_local_deliver)."""
@@ -136,7 +155,7 @@ def raw_table(stack: Stack) -> RawTable:
     """The Stack's, made when first asked for."""
     found = stack.generic.get(_NAME)
     if not isinstance(found, RawTable):
-        found = stack.generic[_NAME] = RawTable()
+        found = stack.generic[_NAME] = RawTable(inet_net(stack))
     return found
 
 
@@ -177,17 +196,11 @@ def raw_init(sk: Sock) -> None:
     raw.hdrincl = raw.sk_protocol == c.IPPROTO_RAW
     if raw.sk_protocol == c.IPPROTO_ICMPV6:
         raw.checksum_at = _ICMPV6_CHECKSUM_AT
-    raw_table(sk.sk_stack).socks.setdefault(raw.inet_num, []).append(raw)
+    raw_table(sk.sk_stack).add(raw)
 
 
 def raw_unhash(sk: Sock) -> None:
-    raw = raw_sk(sk)
-    socks = raw_table(sk.sk_stack).socks
-    same = socks.get(raw.inet_num)
-    if same is not None and raw in same:
-        same.remove(raw)
-        if not same:
-            del socks[raw.inet_num]
+    raw_table(sk.sk_stack).remove(raw_sk(sk))
 
 
 def raw_close(sk: Sock, timeout: float) -> None:

@@ -160,7 +160,7 @@ def _interface_of(sk: IpSock, addr: bytes) -> int:
         dst = inet_net(sk.sk_stack).route_output(addr, addr)
     except OSError:
         raise os_error(errno.EADDRNOTAVAIL) from None
-    return dst.device.ifindex
+    return int(dst.device.ifindex)
 
 
 def _set_v6only(sk: IpSock, value: Value) -> None:
