@@ -140,22 +140,18 @@ def pytcp_measured(python: Path, mtu: int, job: str, argument: float) -> Figures
     return found
 
 
-def installed_pytcp(where: Path) -> Path | None:
-    """The interpreter of the environment that has PyTCP; None where it can't be had."""
+def install_pytcp(where: Path) -> None:
+    """Make the environment that has PyTCP, if it isn't there; the package index is asked."""
     python = where / "bin" / "python"
-    if python.exists():
-        return python
     uv = shutil.which("uv")
-    if uv is None:
-        return None
+    if python.exists() or uv is None:
+        return
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     try:
         subprocess.run([uv, "venv", "-q", "--python", version, where], check=True)
         subprocess.run([uv, "pip", "install", "-q", "--python", python, "pmd-pytcp"], check=True)
     except subprocess.CalledProcessError:
         shutil.rmtree(where, ignore_errors=True)
-        return None
-    return python
 
 
 # -- comparisons --------------------------------------------------------------------------------
@@ -203,8 +199,8 @@ def delay(options: Options) -> list[Comparison]:
 
 
 def beside_pytcp(options: Options) -> list[Comparison]:
-    python = installed_pytcp(options.pytcp)
-    if python is None:
+    python = options.pytcp / "bin" / "python"
+    if not python.exists():
         print("PyTCP can't be installed here: not compared", file=sys.stderr)
         return []
     wire = DEVICE + ",mtu=1500,offload=no"
@@ -252,13 +248,11 @@ PARTS: Final = {
 # -- the program --------------------------------------------------------------------------------
 
 
-def in_namespace() -> None:
-    """Go on in a network namespace of this program's own. Does not return outside of it."""
-    if os.environ.get(INSIDE):
-        return
+def in_namespace() -> int:
+    """Run this program in a network namespace of its own; its exit code."""
     flags = "-n" if os.geteuid() == 0 else "-Urn"
     command = ["unshare", flags, sys.executable, __file__, *sys.argv[1:]]
-    sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}, check=False).returncode)
+    return subprocess.run(command, env={**os.environ, INSIDE: "1"}, check=False).returncode
 
 
 def parsed(words: Sequence[str] | None = None) -> Options:
@@ -283,7 +277,10 @@ def shown(comparison: Comparison) -> str:
 
 def main() -> int:
     options = parsed()
-    in_namespace()
+    if not os.environ.get(INSIDE):
+        if "pytcp" in options.only:
+            install_pytcp(options.pytcp)  # there is no network in the namespace
+        return in_namespace()
     loopback_up()
     comparisons = []
     with running(sys.executable, SIDE, "serve", PORT):

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Protocol, Self
@@ -71,7 +72,7 @@ def accept(listener: std.socket, handle: Callable[[std.socket], Any]) -> None:
 
 
 def talk(conn: std.socket) -> None:
-    with conn:
+    with conn, suppress(OSError):  # whoever is measured may have gone
         job, block, seconds = HEADER.unpack(exactly(conn, HEADER.size))
         if job == SINK:
             conn.sendall(RESULT.pack(*drain(conn, block)))
