@@ -68,6 +68,7 @@ class Guest:
     Args:
         image: what to boot.
         directory: for the capture of eth0, and for whatever else it leaves.
+        tap: the descriptor of a TAP interface, which becomes the guest's eth2.
 
     Attributes:
         ports: the host's port for each of `PORTS`.
@@ -77,7 +78,8 @@ class Guest:
         Ended: it did not come up.
     """
 
-    def __init__(self, image: Image, directory: Path) -> None:
+    def __init__(self, image: Image, directory: Path, *, tap: int | None = None) -> None:
+        self._tap = tap
         self.capture_file = directory / "eth0.pcap"
         self._console = bytearray()
         self._ready = threading.Event()
@@ -125,8 +127,17 @@ class Guest:
             "-serial", "stdio", "-monitor", "none",
         ]
         # fmt: on
+        kept = []
+        if self._tap is not None:
+            kept = [self._tap]
+            command += ["-netdev", f"tap,id=direct,fd={self._tap}"]
+            command += ["-device", "virtio-net-pci,netdev=direct,romfile="]
         self._qemu = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=kept,
         )
         self._reader = threading.Thread(target=self._read_console)
         self._reader.start()
