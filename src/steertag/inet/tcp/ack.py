@@ -76,6 +76,7 @@ if TYPE_CHECKING:
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
 _DEFAULT_REORDERING: Final = 3
+_REDUCING: Final = (TCP_CA_CWR, TCP_CA_RECOVERY)
 _LEAST_RTT: Final = 1e-6
 """Seconds: a round trip of no time at all, on a clock that stands still, is a sample too."""
 
@@ -89,8 +90,7 @@ def tcp_event_new_data_sent(sk: TcpSock, skb: TcpSkb, now: float) -> None:
     tcp_rate_skb_sent(sk, skb, now)
     rtx.append(skb)
     sk.snd_nxt = skb.end_seq
-    state = sk.ca_state
-    if state == TCP_CA_CWR or state == TCP_CA_RECOVERY:
+    if sk.ca_state in _REDUCING:
         sk.prr_out += (skb.end_seq - skb.seq) & _MASK
     sk.mib["TcpExtTCPOrigDataSent"] += (
         1 if skb.length <= sk.mss_cache else (-(-skb.length // sk.mss_cache))
@@ -209,6 +209,7 @@ def _usual(sk: TcpSock, seg: Segment, now: float, octets: int) -> None:
 def _old_ack(sk: TcpSock, seg: Segment, now: float, blocks: tuple[Block, ...]) -> None:
     """One that was overtaken may still tell of what arrived."""
     st = AckState(now, sk.snd_una, sk.delivered, sk.lost)
+    sk.rtx.trim()
     tcp_sacktag_write_queue(sk, seg.ack_seq, blocks, st)
     recovery.tcp_fastretrans_alert(sk, st)
     _count_delivered(sk, st)

@@ -73,7 +73,10 @@ def tcp_rack_skb_timeout(sk: TcpSock, skb: TcpSkb, reo_wnd: float, now: float) -
 
 
 def tcp_rack_detect_loss(sk: TcpSock, now: float) -> float:
-    """Mark what is lost by now (step 5); returns seconds until more may be, 0.0 if nothing waits."""
+    """Mark what is lost by now (step 5).
+
+    Returns seconds until more may be lost, 0.0 if nothing waits for that.
+    """
     sk.rtx.trim()
     overdue = now - sk.rack_rtt - tcp_rack_reo_wnd(sk)
     waits = _originals(sk, overdue)
@@ -178,7 +181,10 @@ def tcp_rack_update_reo_wnd(sk: TcpSock, prior_delivered: int) -> None:
 
 
 def tcp_newreno_mark_lost(sk: TcpSock, advanced: bool) -> None:
-    """Without SACK: the head's first segment, after three duplicates or a partial ACK (RFC 6582)."""
+    """Without SACK the head's first segment is lost, after three duplicates or a partial ACK.
+
+    RFC 6582 section 3.2.
+    """
     rtx = sk.rtx
     recovering = sk.ca_state == TCP_CA_RECOVERY
     if not (

@@ -129,7 +129,7 @@ class RtxQueue:
         sk = self._sk
         skb = self.skbs[0]
         octets = (sk.snd_una - skb.seq) & _MASK
-        if not 0 < octets < _HALF:
+        if not 0 < octets < (skb.end_seq - skb.seq) & _MASK:
             return
         if skb.sacked:
             self._uncount(skb.sacked, octets)
@@ -198,7 +198,7 @@ class RtxQueue:
     def holes(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of start..end is in no tagged range yet."""
         ranges = self.ranges
-        base = self._sk.snd_una
+        base = self.skbs[0].seq
         at = bisect_right(ranges, (start - base) & _MASK, key=lambda r: (r[1] - base) & _MASK)
         found: list[tuple[int, int]] = []
         while at < len(ranges):
@@ -216,7 +216,7 @@ class RtxQueue:
     def add_range(self, start: int, end: int) -> None:
         """These octets, of whole pieces, are SACKED_ACKED now; joined with their neighbours."""
         ranges = self.ranges
-        base = self._sk.snd_una
+        base = self.skbs[0].seq
         low = bisect_left(ranges, (start - base) & _MASK, key=lambda r: (r[1] - base) & _MASK)
         high = bisect_right(ranges, (end - base) & _MASK, key=lambda r: (r[0] - base) & _MASK)
         if low < high:

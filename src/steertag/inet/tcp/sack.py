@@ -39,12 +39,11 @@ _MOST_OF_DSACK: Final = 65536
 
 
 def tcp_sacktag_write_queue(sk: TcpSock, ack: int, blocks: tuple[Block, ...], st: AckState) -> None:
-    """Tag what the peer says it has, block by block."""
+    """Tag what the peer says it has, block by block. The queue's head was trimmed."""
     blocks = blocks[:_MOST_BLOCKS]
     dsack = _check_dsack(sk, ack, blocks, st)
     if before(ack, (st.prior_una - sk.max_window) & _MASK) or not sk.rtx:
         return
-    sk.rtx.trim()
     valid = []
     for number, (start, end) in enumerate(blocks):
         duplicate = dsack and number == 0
