@@ -6,6 +6,7 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from steertag.device.frame import (
     ARPHRD_ETHER,
@@ -24,7 +25,6 @@ from steertag.device.frame import (
     GSO_UDP_L4,
     MAX_SUPER_FRAME,
     NETIF_F_ALL,
-    NETIF_F_GRO,
     NETIF_F_GSO_UDP_L4,
     NETIF_F_HW_CSUM,
     NETIF_F_RXCSUM,
@@ -55,7 +55,6 @@ __all__ = [
     "GSO_UDP_L4",
     "MAX_SUPER_FRAME",
     "NETIF_F_ALL",
-    "NETIF_F_GRO",
     "NETIF_F_GSO_UDP_L4",
     "NETIF_F_HW_CSUM",
     "NETIF_F_RXCSUM",
@@ -71,15 +70,29 @@ __all__ = [
 ]
 
 
+_LAST_INDEX: Final = "netdev.ifindex"
+
+
 @dataclass(slots=True)
 class DeviceStats:
-    """What passed, in frames and octets (rtnl_link_stats)."""
+    """What passed, in frames and octets (rtnl_link_stats64). A super-segment is one frame.
+
+    Attributes:
+        rx_errors: received frames that were not valid.
+        rx_dropped: those that came while the device was down.
+        multicast: received frames whose link-layer address is a group's.
+        tx_errors: frames that could not be sent as they were.
+        tx_dropped: those that found it down, or full.
+    """
 
     rx_packets: int = 0
     rx_bytes: int = 0
     rx_errors: int = 0
+    rx_dropped: int = 0
+    multicast: int = 0
     tx_packets: int = 0
     tx_bytes: int = 0
+    tx_errors: int = 0
     tx_dropped: int = 0
 
 
@@ -90,6 +103,7 @@ class Device(ABC):
         name: as listed.
         mtu: most octets of an IP packet; a link-layer header (`hard_header_len`) comes on top.
         type: ARPHRD_*. dev_addr: its link-layer address, b"" without.
+        kind: of which kind it is, as `ip -d link` has it: "tun", "veth"; "" for none of its own.
         features: NETIF_F_*: what `transmit` does by itself; `dev_queue_xmit` does the rest.
         gro: where the device doesn't verify checksums, its segments are put together (gro.py).
         ifindex: its number in the Stack; 0 before it is registered.
@@ -100,6 +114,7 @@ class Device(ABC):
     """
 
     gro: bool = True
+    kind: str = ""
     type: int = ARPHRD_NONE
     hard_header_len: int = 0
     dev_addr: bytes = b""
@@ -136,11 +151,16 @@ class Device(ABC):
     def close(self) -> None:
         """Carry no more frames."""
 
+    def check_length(self, length: int, offload: Offload | None = None) -> None:
+        """Raises EMSGSIZE for a frame that is longer than the device carries."""
+        most = MAX_SUPER_FRAME if offload is not None and offload.gso_size else self.mtu
+        if length > most + self.hard_header_len:
+            self.stats.tx_errors += 1
+            raise os_error(errno.EMSGSIZE, f"{length} octets, and {self.name} carries {most}")
+
     def count_transmit(self, length: int, offload: Offload | None = None) -> None:
         """Check a frame's length and count it. Raises EMSGSIZE."""
-        most = MAX_SUPER_FRAME if offload is not None and offload.gso_type else self.mtu
-        if length > most + self.hard_header_len:
-            raise os_error(errno.EMSGSIZE, f"{length} octets, and {self.name} carries {most}")
+        self.check_length(length, offload)
         self.stats.tx_packets += 1
         self.stats.tx_bytes += length
 
@@ -154,19 +174,20 @@ def register_netdevice(
     """Have `receive(frame)` called for every frame, with the Stack's lock held.
 
     A turn takes at most sysctl net.core.netdev_budget frames, so that a flood does not keep the
-    Stack from its other work; `complete()` is called when it is over (napi_complete). A frame that
-    is not valid (WireError, ProtocolError) is counted in `rx_errors`.
+    Stack from its other work; `complete()` is called when it is over (napi_complete). Where the
+    device verifies no checksums (NETIF_F_RXCSUM), segments of a TCP flow that came in one turn are
+    joined before. A frame that is not valid (WireError, ProtocolError) is counted in `rx_errors`.
 
     Raises:
         OSError: EEXIST, a device of that name is there.
     """
     stats = device.stats
     budget = stack.sysctl.table("net.core.netdev_budget").data
-    deliver = receive
+    ethernet = device.type == ARPHRD_ETHER
 
     def contained(frame: Frame) -> None:
         try:
-            deliver(frame)
+            receive(frame)
         except (WireError, ProtocolError):
             stats.rx_errors += 1
 
@@ -182,8 +203,14 @@ def register_netdevice(
                 if frame is None:
                     return taken > 0
                 taken += 1
+                if not device.up:
+                    stats.rx_dropped += 1
+                    continue
+                data = frame.data
                 stats.rx_packets += 1
-                stats.rx_bytes += len(frame.data)
+                stats.rx_bytes += len(data)
+                if ethernet and data and data[0] & 1:
+                    stats.multicast += 1
                 take(frame)
         finally:
             if gro is not None:
@@ -201,15 +228,20 @@ def register_netdevice(
         if device.name in stack.devices:
             raise os_error(errno.EEXIST, f"device {device.name}")
         device.turn = turn
-        device.ifindex = 1 + max(
-            (other.ifindex for other in stack.devices.values() if isinstance(other, Device)),
-            default=0,
-        )
+        device.ifindex = _dev_new_index(stack)
         stack.devices[device.name] = device
         for notify in tuple(stack.netdev_chain):
             notify(NETDEV_REGISTER, device)
     device.on_receive = lambda: stack.lock.raise_work(poll)
     device.on_receive()  # what came before
+
+
+def _dev_new_index(stack: Stack) -> int:
+    """A number that no device of the Stack has had."""
+    last = stack.generic.get(_LAST_INDEX, 0)
+    assert isinstance(last, int)  # nobody else writes it
+    stack.generic[_LAST_INDEX] = last + 1
+    return last + 1
 
 
 def netdev_poll(stack: Stack, device: Device) -> bool:

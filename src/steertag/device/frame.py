@@ -24,8 +24,6 @@ NETIF_F_TSO6: Final = 8
 NETIF_F_GSO_UDP_L4: Final = 16
 NETIF_F_ALL: Final = 31
 """All that a device itself can do."""
-NETIF_F_GRO: Final = 32
-"""What it receives is joined in software (gro.py), as it gives no super-segments itself."""
 
 # type (linux/if_arp.h)
 ARPHRD_ETHER: Final = 1

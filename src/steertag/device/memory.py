@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from steertag.device.base import Device
 from steertag.device.frame import (
+    ARPHRD_ETHER,
     ARPHRD_LOOPBACK,
     CHECKSUM_NONE,
     CHECKSUM_PARTIAL,
-    CHECKSUM_UNNECESSARY,
+    ETH_HLEN,
     NETIF_F_ALL,
-    NETIF_F_RXCSUM,
     Frame,
     Offload,
 )
@@ -29,8 +29,11 @@ class MemoryDevice(Device):
             None leaves the limit to the protocols' own flow control.
         features: NETIF_F_*. With all of them, the default, super-segments cross the link whole and
             checksums are not computed at all, as on the kernel's veth; with 0 every frame is as on
-            a wire.
+            a wire, and segments of a TCP flow are joined where they arrive.
+        address: a link-layer address, six octets, for a device of Ethernet frames; b"": of packets.
     """
+
+    kind = "veth"
 
     def __init__(
         self,
@@ -38,8 +41,11 @@ class MemoryDevice(Device):
         mtu: int = 65536,
         backlog: int | None = None,
         features: int = NETIF_F_ALL,
+        address: bytes = b"",
     ) -> None:
         super().__init__(name, mtu, features)
+        if address:
+            self.type, self.hard_header_len, self.dev_addr = ARPHRD_ETHER, ETH_HLEN, address
         self.peer: MemoryDevice = self
         self._backlog = backlog
         self._queue: deque[Frame] = deque()
@@ -56,9 +62,7 @@ class MemoryDevice(Device):
         octets = b"".join(parts)
         self.count_transmit(len(octets), offload)
         if offload is None:
-            # A checksum that needn't be verified is one that the sender would not have computed.
-            known = self.type == ARPHRD_LOOPBACK and self.features & NETIF_F_RXCSUM
-            frame = Frame(memoryview(octets), CHECKSUM_UNNECESSARY if known else CHECKSUM_NONE)
+            frame = Frame(memoryview(octets), CHECKSUM_NONE)
         else:
             frame = Frame(memoryview(octets), CHECKSUM_PARTIAL, offload.gso_type, offload.gso_size)
         peer._queue.append(frame)
@@ -70,6 +74,7 @@ class MemoryDevice(Device):
 
     def close(self) -> None:
         self._closed = True
+        self.up = False
         self._queue.clear()
 
 
@@ -78,15 +83,20 @@ def memory_link(
     mtu: int = 65536,
     backlog: int | None = None,
     features: int = NETIF_F_ALL,
+    addresses: tuple[bytes, bytes] = (b"", b""),
 ) -> tuple[MemoryDevice, MemoryDevice]:
-    """Two devices: what one transmits, the other receives."""
-    first, second = (MemoryDevice(name, mtu, backlog, features) for name in names)
+    """Two devices: what one transmits, the other receives. Arguments as of `MemoryDevice`."""
+    first, second = (
+        MemoryDevice(name, mtu, backlog, features, address)
+        for name, address in zip(names, addresses, strict=True)
+    )
     first.peer, second.peer = second, first
     return first, second
 
 
-def loopback(name: str = "lo", mtu: int = 65536) -> MemoryDevice:
+def loopback(name: str = "lo", mtu: int = 65536, features: int = NETIF_F_ALL) -> MemoryDevice:
     """A device that receives what it transmits."""
-    device = MemoryDevice(name, mtu)
+    device = MemoryDevice(name, mtu, features=features)
     device.type = ARPHRD_LOOPBACK
+    device.kind = ""
     return device

@@ -12,6 +12,9 @@ from steertag.family.skbuff import Buffer
 class Middleware(Device):
     """Passes everything on. A subclass changes what it is there for.
 
+    It is the outermost that is registered with a Stack. `stats` are one for all: what the innermost
+    sent, and what the outermost received.
+
     Attributes:
         inner: the device that it surrounds, which nobody else uses any more.
     """
@@ -19,6 +22,8 @@ class Middleware(Device):
     def __init__(self, inner: Device, features: int | None = None) -> None:
         super().__init__(inner.name, inner.mtu, inner.features if features is None else features)
         self.inner = inner
+        self.stats = inner.stats
+        self.kind = inner.kind
         self.type = inner.type
         self.hard_header_len = inner.hard_header_len
         self.dev_addr = inner.dev_addr
@@ -29,7 +34,6 @@ class Middleware(Device):
             self.on_receive()
 
     def transmit(self, parts: Sequence[Buffer], offload: Offload | None = None) -> None:
-        self.count_transmit(sum(map(len, parts)), offload)
         self.inner.transmit(parts, offload)
 
     def receive(self) -> Frame | None:

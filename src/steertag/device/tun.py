@@ -21,7 +21,7 @@ from steertag.device.frame import (
     CHECKSUM_PARTIAL,
     CHECKSUM_UNNECESSARY,
     ETH_HLEN,
-    GSO_NONE,
+    GSO_ECN,
     NETIF_F_GSO_UDP_L4,
     NETIF_F_HW_CSUM,
     NETIF_F_RXCSUM,
@@ -31,6 +31,7 @@ from steertag.device.frame import (
     Offload,
 )
 from steertag.errors import os_error
+from steertag.family.pool import BufferPool
 from steertag.family.skbuff import Buffer
 
 CLONE: Final = "/dev/net/tun"
@@ -55,11 +56,17 @@ _TSO: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
 _NEEDS_CSUM: Final = 1
 _DATA_VALID: Final = 2
+_KIND: Final = ~GSO_ECN
 _VNET_HDR: Final = struct.Struct("=BBHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset; of the host's byte order."""
 _VNET_LEN: Final = _VNET_HDR.size
 _PLAIN: Final = bytes(_VNET_LEN)
 _MOST: Final = _VNET_LEN + ETH_HLEN + 65535 + 4
+_IOV_MAX: Final = 1024
+_LARGE: Final = 16384
+"""Octets of a frame from which it is left in the buffer that it was read into."""
+_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
+_DOWN: Final = frozenset({errno.EIO, errno.EBADFD, errno.EBADF, errno.ENODEV})
 
 
 class TunDevice(Device):
@@ -77,12 +84,15 @@ class TunDevice(Device):
             another kind of interface.
     """
 
+    kind = "tun"
     _flag = _IFF_TUN
-    _kind = "TUN"
 
     def __init__(self, name: str = "", *, mtu: int = 1500, offload: bool = True) -> None:
-        if len(name.encode()) >= _IFNAMSIZ or "/" in name or " " in name:
-            raise os_error(errno.EINVAL, f"{name!r}: an interface's name has up to 15 letters")
+        if not _is_name(name):
+            raise os_error(
+                errno.EINVAL,
+                f"{name!r} is no interface name: at most 15 octets, no space, slash or colon",
+            )
         super().__init__(name, mtu)
         self._fd = _open_clone()
         try:
@@ -94,72 +104,89 @@ class TunDevice(Device):
             self._fd = -1
             raise
         self._vnet = offload
+        self._pool = BufferPool(_MOST)
+        self._room = [self._pool.take()]
 
     def _attach(self, name: str, offload: bool) -> str:
         flags = self._flag | _IFF_NO_PI | (_IFF_VNET_HDR if offload else 0)
         try:
-            answer = fcntl.ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+            answer = fcntl.ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(os.fsencode(name), flags))
         except OSError as exc:
             raise self._explained(exc, name) from None
         if offload:
             fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, struct.pack("i", _VNET_LEN))
-        given: str = answer[:_IFNAMSIZ].rstrip(b"\0").decode()
+        given: str = answer[:_IFNAMSIZ].rstrip(b"\0").decode(errors="surrogateescape")
         return given
 
     def _explained(self, exc: OSError, name: str) -> OSError:
         code = exc.errno or errno.EIO
         hint = {
-            errno.EPERM: "making an interface takes CAP_NET_ADMIN: run it inside `unshare -Urn`",
+            errno.EPERM: "this takes CAP_NET_ADMIN in the network namespace; without, run it"
+            " inside `unshare -Urn`",
             errno.EBUSY: "it is in use: give another name",
-            errno.EINVAL: f"an interface of that name is there and is no {self._kind}",
-        }.get(code, os.strerror(code))
-        return os_error(code, f"{self._kind} {name}: {hint}")
+            errno.EINVAL: f"an interface of that name is there, and is no {self.kind} like this",
+        }.get(code)
+        what = " ".join(filter(None, (self.kind, name)))
+        return os_error(code, f"{what}: {hint}" if hint else what)
 
     def fileno(self) -> int:
         return self._fd
 
     def transmit(self, parts: Sequence[Buffer], offload: Offload | None = None) -> None:
+        length = sum(map(len, parts))
         if offload is None:
-            length = sum(map(len, parts))
             header = _PLAIN
+            if length > self.mtu + self.hard_header_len:
+                self.check_length(length)
         else:
-            length = sum(map(len, parts))
-            kind = offload.gso_type
             header = _VNET_HDR.pack(
                 _NEEDS_CSUM,
-                kind,
-                offload.hdr_len if kind else 0,
-                offload.gso_size if kind else 0,
+                offload.gso_type,
+                offload.hdr_len,
+                offload.gso_size,
                 offload.csum_start,
                 offload.csum_offset,
             )
-        if self._fd < 0:
-            self.stats.tx_dropped += 1
-            raise os_error(errno.ENETDOWN)
-        self.count_transmit(length, offload)
+            self.check_length(length, offload)
+        if len(parts) >= _IOV_MAX:
+            parts = (b"".join(parts),)
         try:
-            os.writev(self._fd, [header, *parts] if self._vnet else parts)
+            os.writev(self._fd, (header, *parts) if self._vnet else parts)
         except OSError as exc:
+            raise self._refused(exc) from None
+        stats = self.stats
+        stats.tx_packets += 1
+        stats.tx_bytes += length
+
+    def _refused(self, exc: OSError) -> OSError:
+        if exc.errno in _FULL:
             self.stats.tx_dropped += 1
-            self.stats.tx_packets -= 1
-            self.stats.tx_bytes -= length
-            if exc.errno == errno.EAGAIN:
-                raise os_error(errno.ENOBUFS) from None
-            # EIO: the host's side is down.
-            raise os_error(errno.ENETDOWN) from None
+            return os_error(errno.ENOBUFS)
+        if exc.errno in _DOWN:  # the host's side is down, or gone, or we have closed ours
+            self.stats.tx_dropped += 1
+            return os_error(errno.ENETDOWN)
+        self.stats.tx_errors += 1
+        return exc
 
     def receive(self) -> Frame | None:
+        room = self._room
         try:
-            octets = os.read(self._fd, _MOST)
+            length = os.readv(self._fd, room)
         except BlockingIOError:
             return None
         except OSError:
             if self._fd < 0:
                 return None
             raise
+        if length >= _LARGE:
+            octets = memoryview(room[0])[:length]
+            room[0] = self._pool.take()
+        else:
+            # A small frame would keep a large buffer: it gets octets of its own.
+            octets = memoryview(bytes(memoryview(room[0])[:length]))
         if not self._vnet:
-            return Frame(memoryview(octets))
-        if len(octets) < _VNET_LEN:
+            return Frame(octets)
+        if length < _VNET_LEN:
             self.stats.rx_errors += 1
             return Frame(memoryview(b""))
         flags, kind, _, size, _, _ = _VNET_HDR.unpack_from(octets)
@@ -167,7 +194,7 @@ class TunDevice(Device):
             csum = CHECKSUM_PARTIAL
         else:
             csum = CHECKSUM_UNNECESSARY if flags & _DATA_VALID else CHECKSUM_NONE
-        return Frame(memoryview(octets)[_VNET_LEN:], csum, kind, size if kind != GSO_NONE else 0)
+        return Frame(octets[_VNET_LEN:], csum, kind & _KIND, size if kind else 0)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -180,11 +207,12 @@ class TapDevice(TunDevice):
     """An interface of Ethernet frames.
 
     Args:
-        address: our link-layer address, six octets; not the one that the host's side has.
+        address: our link-layer address, six octets; not the one that the host's side has. By
+            default one of those that are locally administered, at random.
     """
 
+    kind = "tap"
     _flag = _IFF_TAP
-    _kind = "TAP"
     type = ARPHRD_ETHER
     hard_header_len = ETH_HLEN
 
@@ -194,10 +222,21 @@ class TapDevice(TunDevice):
         *,
         mtu: int = 1500,
         offload: bool = True,
-        address: bytes = b"\x02\x00\x00\x73\x74\x67",
+        address: bytes | None = None,
     ) -> None:
+        if address is not None and (len(address) != 6 or address[0] & 1 or not any(address)):
+            raise os_error(errno.EINVAL, f"{address.hex(':')!r} is no address of one station")
         super().__init__(name, mtu=mtu, offload=offload)
-        self.dev_addr = address
+        self.dev_addr = address if address is not None else b"\x02" + os.urandom(5)
+
+
+def _is_name(name: str) -> bool:
+    """Whether the kernel takes it (dev_valid_name); "" leaves the choice to the kernel."""
+    return (
+        len(os.fsencode(name)) < _IFNAMSIZ
+        and name not in (".", "..")
+        and not any(char in "/:\0" or char.isspace() for char in name)
+    )
 
 
 def _open_clone() -> int:
