@@ -14,9 +14,9 @@ from steertag.inet.sock import (
     is_multicast,
     is_wildcard,
 )
-from steertag.inet.tcp import ack, close, fastopen, hash, input, output, reset
+from steertag.inet.tcp import ack, close, fastopen, hash, input, output, reset, timer
 from steertag.inet.tcp.isn import secure_tcp_seq, secure_tcp_ts_off
-from steertag.inet.tcp.sock import TCP_ECN_OK, tcp_sk
+from steertag.inet.tcp.sock import ICSK_TIME_RETRANS, TCP_ECN_OK, tcp_sk
 from steertag.wire.seq import add, after, between, diff
 from steertag.wire.tcp import ACK, CWR, ECE, RST, SYN
 
@@ -138,6 +138,8 @@ def tcp_rcv_synsent_state_process(sk: TcpSock, packet: Packet, seg: Segment, now
     flags = seg.flags
     if flags & ACK:
         if not _acceptable_ack(sk, seg, now):
+            if not sk.retransmits:  # of an old connection, whose end may be answered to soon
+                timer.tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, timer.TCP_TIMEOUT_MIN, now)
             reset.tcp_send_reset(sk.net.ip, packet, seg)
         elif flags & RST:
             input.tcp_reset(sk)

@@ -116,8 +116,11 @@ def tcp_send_reset(net: InetNet, packet: Packet, seg: Segment) -> None:
 
 def oow_rate_limited(net: TcpNet, seg: Segment, counter: str, last: float, now: float) -> bool:
     """Whether an ACK in answer to an unacceptable segment, the last such having been sent at
-    `last` (0.0: never), is too much (__tcp_oow_rate_limited). Data always deserves one."""
-    if seg.payload and not seg.flags & SYN:
+    `last` (0.0: never), is too much (__tcp_oow_rate_limited).
+
+    What takes room in the stream always deserves one.
+    """
+    if seg.seq != seg.end_seq and not seg.flags & SYN:
         return False
     return _too_soon(net, counter, last, now)
 
