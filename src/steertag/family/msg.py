@@ -60,6 +60,20 @@ class MsgHdr:
                 break
         return taken[0].tobytes() if len(taken) == 1 else b"".join(taken)
 
+    def read_into(self, offset: int, place: memoryview) -> None:
+        """Copy what lies from `offset` on into `place`, and fill it."""
+        filled = 0
+        for part in self.msg_iov:
+            if offset >= len(part):
+                offset -= len(part)
+                continue
+            count = min(len(part) - offset, len(place) - filled)
+            place[filled : filled + count] = part[offset : offset + count]
+            offset = 0
+            filled += count
+            if filled == len(place):
+                break
+
     def write(self, offset: int, data: Buffer) -> int:
         """Place `data` from `offset` on; returns how many octets there was room for."""
         view = memoryview(data)
@@ -113,6 +127,20 @@ class RecvMsg(MsgHdr):
     @property
     def length(self) -> int:
         return self._room
+
+    def read_into(self, offset: int, place: memoryview) -> None:
+        """Copy what lies from `offset` on into `place`, and fill it."""
+        filled = 0
+        for part in self.msg_iov:
+            if offset >= len(part):
+                offset -= len(part)
+                continue
+            count = min(len(part) - offset, len(place) - filled)
+            place[filled : filled + count] = part[offset : offset + count]
+            offset = 0
+            filled += count
+            if filled == len(place):
+                break
 
     def write(self, offset: int, data: Buffer) -> int:
         if self._buffer is not None or offset != self._placed:

@@ -20,6 +20,7 @@ from steertag.family.const import (
 )
 from steertag.family.memory import sk_mem_charge, sk_schedule, wait_for_memory
 from steertag.family.msg import MsgHdr
+from steertag.family.skbuff import Buffer
 from steertag.family.sock import (
     POLLRDHUP,
     Sock,
@@ -53,6 +54,8 @@ from steertag.wire.tcp import PSH
 
 _SENDING: Final = (TcpState.TCP_ESTABLISHED, TcpState.TCP_CLOSE_WAIT)
 _OPENING: Final = (TcpState.TCP_SYN_SENT, TcpState.TCP_SYN_RECV)
+_LARGE: Final = 16384
+"""Octets from which a pooled buffer is better than fresh memory."""
 _MOST_PARTS: Final = 64
 """Small pieces that one super-segment is gathered of, before they are joined."""
 
@@ -119,6 +122,7 @@ def _append(sk: TcpSock, msg: MsgHdr, done: int, total: int, nonagle: int) -> in
     if not queue:
         cwnd.tcp_slow_start_after_idle_check(sk, sk.sk_stack.clock())
     goal = output.tcp_size_goal(sk, output.tcp_current_mss(sk))
+    pool = sk.net.pool
     while done < total:
         tail = queue[-1] if queue else None
         if tail is None or tail.length >= goal:
@@ -131,7 +135,12 @@ def _append(sk: TcpSock, msg: MsgHdr, done: int, total: int, nonagle: int) -> in
         cost = count if tail is not None else count + SKB_OVERHEAD
         if cost > sk.sk_forward_alloc and not _wmem_schedule(sk, cost):
             return done
-        data = msg.read(done, count)
+        if count >= _LARGE:
+            buffer = pool.take()
+            data: Buffer = memoryview(buffer)[:count]
+            msg.read_into(done, data)
+        else:
+            data = msg.read(done, count)
         if tail is None:
             tail = TcpSkb(sk.write_seq)
             queue.append(tail)

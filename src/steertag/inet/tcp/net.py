@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from steertag.family.pool import BufferPool
 from steertag.inet.ip.net import InetNet, inet_net
 from steertag.inet.tcp.hash import TcpHash
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from steertag.inet.tcp.sock import TcpSock
 
 _NAME = "tcp"
+_PIECE = 65536
 
 
 class TcpNet:
@@ -20,6 +22,7 @@ class TcpNet:
 
     Attributes:
         ip: the network layer below.
+        pool: buffers for large pieces of what is sent.
         pending_acks: connections that acknowledge at the end of the device's turn.
         hash: who has which port and which connection; `Proto.h`.
         challenge_at, challenge_left: the second that challenge ACKs are counted in, and how many
@@ -38,10 +41,12 @@ class TcpNet:
         "hash",
         "ip",
         "pending_acks",
+        "pool",
     )
 
     def __init__(self, ip: InetNet) -> None:
         self.ip = ip
+        self.pool = BufferPool(_PIECE)
         self.pending_acks: list[TcpSock] = []
         self.hash = TcpHash()
         self.challenge_at = -1
