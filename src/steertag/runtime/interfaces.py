@@ -422,7 +422,7 @@ def _open_interface(spec: DeviceSpec) -> Device:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES):
             raise
-        raise os_error(error.errno, f"{error.strerror}{_advice(error.errno)}") from None
+        raise OSError(error.errno, f"{error.strerror}{_advice(error.errno)}") from None
 
 
 def _advice(code: int) -> str:
@@ -483,8 +483,7 @@ def _captured(inner: Device, path: Path) -> Device:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         device = PcapDevice(inner, path)
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise os_error(code, f"pcap={path}: {error.strerror}; name another file") from None
+        raise os_error(error.errno or errno.EIO, f"pcap={path}; name another file") from None
     atexit.register(_flush, weakref.ref(device))
     return device
 
