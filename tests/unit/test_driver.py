@@ -21,7 +21,7 @@ from new_protocol import AF_EXAMPLE, register
 
 from steertag import Stack, socket
 from steertag.device import Device, register_netdevice, unregister_netdevice
-from steertag.device.base import Frame
+from steertag.device.frame import Frame
 from steertag.errors import os_error
 from steertag.family.skbuff import Buffer
 from steertag.family.timer import Timer
@@ -463,12 +463,13 @@ FORKING = textwrap.dedent("""
 """)
 
 
-def test_what_a_closed_socket_has_to_deliver_is_delivered_before_the_interpreter_ends() -> None:
+@pytest.mark.parametrize("last", ["client.close()", "pass"])
+def test_what_sockets_have_to_deliver_is_delivered_before_the_interpreter_ends(last: str) -> None:
     ours, theirs = std.socketpair(std.AF_UNIX, std.SOCK_SEQPACKET)
     node = Node("right", theirs)
     with node.listener() as listener, ours:
         process = subprocess.Popen(
-            [sys.executable, "-c", SENDING, str(ours.fileno())],
+            [sys.executable, "-c", SENDING + last, str(ours.fileno())],
             pass_fds=[ours.fileno()],
             cwd=PROJECT,
         )
@@ -491,7 +492,6 @@ SENDING = textwrap.dedent("""
     client = node.open()
     client.connect(("right", 7))
     client.sendall(bytes(60_000))
-    client.close()
 """)
 
 

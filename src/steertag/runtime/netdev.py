@@ -27,6 +27,7 @@ from weakref import WeakSet
 from steertag.device.base import Device, netdev_poll
 from steertag.errors import os_error
 from steertag.family.const import SOCK_DEAD, TcpState
+from steertag.family.net import sock_release
 from steertag.family.sock import POLLRDHUP, Sock
 from steertag.family.socket import POLL_LOOK, Socket
 from steertag.family.stack import NETDEV_UNREGISTER, Stack
@@ -41,8 +42,8 @@ GRACE: Final = 2e-3
 IDLE: Final = 5.0
 """Seconds after which a background thread with no descriptor and no timer to wait for ends."""
 EXIT_LINGER: Final = 2.0
-"""Seconds, at the interpreter's exit, for what closed sockets still have to deliver: the kernel
-would go on with it after the process."""
+"""Seconds, at the interpreter's exit, for what sockets still have to deliver: the kernel closes
+them and goes on with it when the process is gone."""
 _LOOK: Final = 5e-3
 """Seconds between two looks, at the exit."""
 _DELIVERING: Final = (
@@ -60,6 +61,7 @@ _NEWS: Final = {
     READ | WRITE: READ | WRITE | POLLRDHUP | _ALWAYS,
 }
 _THREAD_NAME: Final = "steertag-net"
+_OBSERVERS_NAME: Final = "steertag-observers"
 _LOG: Final = logging.getLogger("steertag.runtime")
 _SPINS: Final = len(os.sched_getaffinity(0)) > 1
 
@@ -168,7 +170,7 @@ class NetDriver:
         self.stack = stack
         self._real = stack.clock is time.monotonic
         self._spinning = _SPINS
-        self._closed = False
+        self._closed = self._announced = False
         self._reset()
         with stack.lock:
             stack.driver = self
@@ -446,13 +448,16 @@ class NetDriver:
         thread = threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True)
         try:
             thread.start()
+            self._thread = thread
+            if self._devices and not self._announced:
+                self._announced = True
+                # No daemon: what it imports can't be imported while the interpreter ends.
+                threading.Thread(target=self._announce, name=_OBSERVERS_NAME).start()
         except RuntimeError:
             return  # the interpreter ends: whoever still waits drives
-        self._thread = thread
 
     def _run(self) -> None:
         stack, background, clock = self.stack, self._background, time.monotonic
-        self._announce()
         seen = -1
         idle = False
         while True:
@@ -518,8 +523,16 @@ class NetDriver:
             self._front = self._back = self._kick = self._wake = None
 
     def finish(self, deadline: float) -> None:
-        """Drive until closed sockets have delivered what they had to, or the deadline passes."""
+        """Close every socket, as the kernel does for a process that ends, and drive until they
+        have delivered what they had to, or the deadline passes."""
         stack = self.stack
+        for sk in tuple(stack.socks):
+            sock = sk.sk_socket
+            if sock is not None:
+                try:
+                    sock_release(sock)
+                except Exception:  # noqa: BLE001 - whatever it is, the others are closed
+                    _LOG.exception("a socket could not be closed at the exit")
         while time.monotonic() < deadline:
             with stack.lock:
                 if not any(_delivers(sk) for sk in stack.socks):
