@@ -72,7 +72,7 @@ class Node:
         self, name: str, end: std.socket, clock: Callable[[], float] | None = None
     ) -> None:
         self.name = name
-        self.stack = Stack() if clock is None else Stack(clock=clock)
+        self.stack = Stack(clock=clock or time.monotonic, load_observers=None)
         self.device = PipeDevice("pipe", end)
         register(self.stack, self.device, name)
 
