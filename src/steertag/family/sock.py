@@ -44,6 +44,8 @@ class Sock:
         sk_wmem_queued: octets of buffers in the write queue (streams).
         sk_forward_alloc: octets taken from the protocol's account and not used yet.
         sk_err: errno to report once, by the next call or SO_ERROR.
+        sk_err_soft: errno of something that may heal: reported by SO_ERROR alone, once, and by
+            the protocol if it gives up.
         sk_shutdown: RCV_SHUTDOWN and SEND_SHUTDOWN.
         sk_state: a TcpState.
         sk_lingertime: SO_LINGER's, in seconds, when sk_flags has SOCK_LINGER.
@@ -58,6 +60,7 @@ class Sock:
         "sk_ack_backlog",
         "sk_data_ready",
         "sk_err",
+        "sk_err_soft",
         "sk_error_report",
         "sk_family",
         "sk_flags",
@@ -99,7 +102,7 @@ class Sock:
         self.sk_rcvbuf = self.sk_sndbuf = 0
         self.sk_rmem_alloc = self.sk_wmem_alloc = 0
         self.sk_wmem_queued = self.sk_forward_alloc = 0
-        self.sk_err = 0
+        self.sk_err = self.sk_err_soft = 0
         self.sk_shutdown = 0
         self.sk_state = TcpState.TCP_CLOSE
         self.sk_flags = 0

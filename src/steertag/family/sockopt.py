@@ -123,7 +123,10 @@ def _timeval(timeout: float | None) -> bytes:
 
 
 def _take_error(sk: Sock) -> int:
-    code, sk.sk_err = sk.sk_err, 0
+    if sk.sk_err:
+        code, sk.sk_err = sk.sk_err, 0
+    else:
+        code, sk.sk_err_soft = sk.sk_err_soft, 0
     return code
 
 

@@ -31,6 +31,7 @@ from steertag.inet.sock import (
     is_wildcard,
 )
 from steertag.inet.tcp.calls import tcp_poll
+from steertag.inet.tcp.connect import tcp_stream_connect
 from steertag.inet.tcp.prot import tcp_prot
 from steertag.inet.udp import udp_prot
 from steertag.inet.udp_rx import UdpReceiver
@@ -220,7 +221,7 @@ inet_stream_ops: Final = ProtoOps(
     owner=OWNER,
     release=inet.inet_release,
     bind=ip_bind,
-    connect=inet.inet_stream_connect,
+    connect=tcp_stream_connect,
     accept=inet.inet_accept,
     getname=ip_getname,
     poll=tcp_poll,

@@ -163,7 +163,7 @@ def _usual(sk: TcpSock, seg: Segment, now: float, octets: int) -> None:
     sk.bytes_acked += octets
     sk.delivered += octets
     sk.mib["TcpExtTCPHPAcks"] += 1
-    sk.retransmits = sk.probes_out = sk.err_soft = 0
+    sk.retransmits = sk.probes_out = sk.sk_err_soft = 0
     rtx = sk.rtx
     gone = rtx.pop_acked(ack)
     skbs = rtx.skbs
@@ -234,7 +234,7 @@ def _dubious(sk: TcpSock, seg: Segment, now: float, blocks: tuple[Block, ...], d
     if sk.ecn_flags & TCP_ECN_OK and seg.flags & (ECE | SYN) == ECE:
         st.flag |= FLAG_ECE
     sk.ca.in_ack_event(sk, _ack_events(st.flag))
-    sk.err_soft = 0
+    sk.sk_err_soft = 0
     sk.probes_out = 0
     if not in_queue:
         _nothing_in_flight(sk, ack, st)

@@ -231,7 +231,7 @@ def _start_over(sk: TcpSock) -> None:
         sk.inet_num = 0  # only now: the RST had to come from it
     sk.sk_shutdown = 0
     sk.done = False
-    sk.err_soft = 0
+    sk.sk_err_soft = 0
     sk.srtt = sk.rcv_rtt = 0.0
     sk.rto = 1.0
     sk.write_seq = add(sk.write_seq, sk.max_window + 2)

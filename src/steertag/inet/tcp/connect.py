@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.errors import os_error
 from steertag.family.const import SOCK_DEAD, TcpState
+from steertag.family.inet import inet_stream_connect
+from steertag.family.sockopt import sock_of
 from steertag.inet.sock import (
     ANY6,
     BROADCAST,
@@ -23,6 +25,7 @@ from steertag.wire.tcp import ACK, CWR, ECE, RST, SYN
 if TYPE_CHECKING:
     from steertag.family.msg import Address
     from steertag.family.sock import Sock
+    from steertag.family.socket import Socket
     from steertag.inet.ip.packet import Packet
     from steertag.inet.tcp.sock import TcpSock
     from steertag.wire.tcp import Options, Segment
@@ -64,6 +67,20 @@ def tcp_v_connect(sk: Sock, address: Address) -> None:
         tp.inet_daddr, tp.inet_dport = tp.ANY, 0
         tp.dst = None
         raise
+
+
+def tcp_stream_connect(sock: Socket, address: Address, flags: int) -> None:
+    """`ProtoOps.connect`: as `inet_stream_connect`, but a connect whose SYN waits for data
+    (TCP_FASTOPEN_CONNECT) has succeeded for now."""
+    sk = tcp_sk(sock_of(sock))
+    again = sk.defer_connect
+    try:
+        inet_stream_connect(sock, address, flags)
+    except BlockingIOError:
+        if not sk.defer_connect:
+            raise
+        if again:
+            raise os_error(errno.EISCONN) from None
 
 
 def _check_families(sk: TcpSock, daddr: bytes) -> None:

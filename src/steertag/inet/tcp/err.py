@@ -102,7 +102,7 @@ def _sock_err(sk: TcpSock, error: IcmpError, seq: int) -> None:
         sk.sk_error_report(sk)
     else:
         # A connection outlives them: told only if it times out.
-        sk.err_soft = error.errno
+        sk.sk_err_soft = error.errno
 
 
 # -- path MTU -------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def tcp_mtu_reduced(sk: TcpSock, mtu: int) -> None:
         return
     dst.update_pmtu(mtu)
     if mtu < dst.mtu and sk.mtu_discover != IP_PMTUDISC_DONT:
-        sk.err_soft = errno.EMSGSIZE  # below what we accept: this may not end well
+        sk.sk_err_soft = errno.EMSGSIZE  # below what we accept: this may not end well
     mtu = dst.mtu
     if sk.mtu_discover != IP_PMTUDISC_DONT and sk.pmtu > mtu:
         output.tcp_sync_mss(sk, mtu)

@@ -20,7 +20,7 @@ from steertag.family.const import (
 from steertag.family.memory import sk_forced_mem_schedule, sk_mem_charge, sk_schedule
 from steertag.family.sock import sock_rfree
 from steertag.inet.ip.packet import Packet
-from steertag.inet.tcp import ack, close, connect, cwnd, output, reset, timer, timewait, window
+from steertag.inet.tcp import ack, close, connect, cwnd, output, reset, rtt, timer, timewait, window
 from steertag.inet.tcp.net import TcpNet
 from steertag.inet.tcp.ofo import RcvSkb
 from steertag.inet.tcp.sock import (
@@ -280,7 +280,11 @@ def tcp_established(sk: TcpSock, seg: Segment, now: float) -> None:
     sk.snd_wnd = seg.window << sk.snd_wscale
     sk.max_window = max(sk.max_window, sk.snd_wnd)
     sk.snd_wl1 = seg.seq
-    tcp_init_transfer(sk, now)
+    if sk.fastopen_rsk is None:  # else it was done with the SYN
+        if not sk.srtt and sk.snt_synack:
+            rtt.tcp_update_rtt(sk, now, now - sk.snt_synack, -1.0, now - sk.snt_synack, None)
+        sk.retrans_stamp = 0.0
+        tcp_init_transfer(sk, now)
     close.tcp_set_state(sk, TcpState.TCP_ESTABLISHED)
     sk.sk_state_change(sk)
 

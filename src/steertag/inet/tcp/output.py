@@ -147,6 +147,7 @@ def tcp_syn_options(sk: TcpSock, now: float) -> bytes:
             wscale=sk.rcv_wscale if sysctl["net.ipv4.tcp_window_scaling"] else None,
             sack_ok=bool(sysctl["net.ipv4.tcp_sack"]),
             tsval=tcp_timestamp(sk, now) if timestamps else None,
+            tsecr=sk.ts_recent,
             fast_open=sk.fast_open_cookie,
         )
     )
@@ -180,8 +181,8 @@ def tcp_transmit_skb(sk: TcpSock, skb: TcpSkb, now: float) -> bool:
         if sk.sk_state != TcpState.TCP_SYN_SENT:
             flags |= ACK
         window = min(sk.rcv_wnd, 65535)
-        if sk.ecn_flags & TCP_ECN_OK and not flags & ACK:
-            flags |= ECE | CWR
+        if sk.ecn_flags & TCP_ECN_OK:
+            flags |= ECE if flags & ACK else ECE | CWR
     else:
         if sk.ofo.block_count or not sk.ts_ok:
             options = tcp_established_options(sk, now)
@@ -289,7 +290,7 @@ def tcp_rebuild_header(sk: TcpSock) -> Dst | None:
     try:
         sk.dst = inet_net(sk.sk_stack).route_output(sk.inet_daddr, sk.inet_saddr, sk.bound_dev_if)
     except OSError as exc:
-        sk.err_soft = exc.errno or 0
+        sk.sk_err_soft = exc.errno or 0
         sk.dst = None
     return sk.dst
 

@@ -69,6 +69,7 @@ def tcp_prot(stack: Stack) -> Proto:
         owner=OWNER,
         obj_size=TcpSock,
         max_header=MAX_TCP_HEADER,
+        no_autobind=True,  # connect chooses by the destination
         h=net.hash,
         close=close.tcp_close,
         connect=connect.tcp_v_connect,

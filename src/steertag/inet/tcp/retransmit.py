@@ -60,6 +60,8 @@ def _send_again(sk: TcpSock, skb: TcpSkb, now: float, limit: int | None) -> bool
     sk.mib["TcpRetransSegs"] += segments
     if skb.flags & SYN:
         sk.mib["TcpExtTCPSynRetrans"] += 1
+        if sk.sk_stack.sysctl["net.ipv4.tcp_ecn_fallback"]:
+            sk.ecn_flags = 0  # perhaps somebody on the way dropped it for that (RFC 3168 6.1.1.1)
     sk.total_retrans += segments
     sk.bytes_retrans += skb.length
     tcp_rate_skb_sent(sk, skb, now)

@@ -141,7 +141,6 @@ class TcpSock(IpSock):
         "dst",
         "dup_acks",
         "ecn_flags",
-        "err_soft",
         "fast_open_cookie",
         "fastopen_client_fail",
         "fastopen_connect",
@@ -372,7 +371,6 @@ class TcpSock(IpSock):
         self.is_cwnd_limited = False
         self.cwnd_usage_seq = self.cwnd_used = 0
         # endings and options
-        self.err_soft = 0
         self.user_timeout = 0.0
         self.syn_retries = 0
         self.linger2 = 0.0

@@ -10,7 +10,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from steertag.family.const import SOCK_DEAD, TcpState
-from steertag.inet.tcp import close, output, recovery, retransmit, timewait
+from steertag.inet.tcp import close, fastopen, output, recovery, retransmit, timewait
 from steertag.inet.tcp.sock import (
     ICSK_TIME_LOSS_PROBE,
     ICSK_TIME_NONE,
@@ -68,6 +68,9 @@ def tcp_write_timer(sk: TcpSock) -> None:
 
 def tcp_retransmit_timer(sk: TcpSock, now: float) -> None:
     """The retransmission timeout (RFC 6298 section 5.4 to 5.7)."""
+    if sk.fastopen_rsk is not None:
+        fastopen.tcp_fastopen_synack_timer(sk, now)
+        return
     skbs = sk.rtx.skbs
     if not skbs:
         return
@@ -127,7 +130,7 @@ def _clamp_to_user_timeout(sk: TcpSock, now: float) -> float:
 def _doubt_route(sk: TcpSock) -> None:
     """The route may be what fails: look it up again with the next segment."""
     if output.tcp_rebuild_header(sk) is None:
-        return  # err_soft says why; what is sent meanwhile is as good as lost
+        return  # sk_err_soft says why; what is sent meanwhile is as good as lost
 
 
 def _count_failure(sk: TcpSock) -> None:
@@ -196,7 +199,7 @@ def tcp_write_timeout(sk: TcpSock, now: float) -> bool:
 
 def tcp_write_err(sk: TcpSock) -> None:
     """The peer doesn't answer: the connection ends, with ETIMEDOUT or what ICMP said."""
-    sk.sk_err = sk.err_soft or errno.ETIMEDOUT
+    sk.sk_err = sk.sk_err_soft or errno.ETIMEDOUT
     sk.mib["TcpExtTCPAbortOnTimeout"] += 1
     if not sk.sk_flags & SOCK_DEAD:
         sk.sk_error_report(sk)
@@ -207,7 +210,7 @@ def tcp_write_err(sk: TcpSock) -> None:
 def tcp_orphan_retries(sk: TcpSock, alive: bool) -> int:
     """How often a connection without a user may try."""
     retries = sk.sk_stack.sysctl["net.ipv4.tcp_orphan_retries"]
-    if sk.err_soft and not alive:
+    if sk.sk_err_soft and not alive:
         retries = 0
     if not retries and alive:
         retries = 8  # some 100 seconds at an RTO of 200 ms
@@ -225,7 +228,7 @@ def tcp_out_of_resources(sk: TcpSock, do_reset: bool) -> bool:
     shift = 0
     if now - sk.lsndtime > 2 * TCP_RTO_MAX or not do_reset:
         shift += 1
-    if sk.err_soft:
+    if sk.sk_err_soft:
         shift += 1
     most = sk.sk_stack.sysctl["net.ipv4.tcp_max_orphans"]
     memory = prot.memory_allocated
