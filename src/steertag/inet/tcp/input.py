@@ -161,10 +161,21 @@ def tcp_validate_incoming(sk: TcpSock, seg: Segment, now: float) -> bool:
         else:
             reset.tcp_send_challenge_ack(sk, now)
         return False
-    if flags & SYN:
+    if flags & SYN and not _crossing_syn_ack(sk, seg):
         _syn_challenge(sk, now)
         return False
     return True
+
+
+def _crossing_syn_ack(sk: TcpSock, seg: Segment) -> bool:
+    """The peer's SYN-ACK where both opened at once: it acknowledges our SYN, and is no attack."""
+    return (
+        sk.sk_state == TcpState.TCP_SYN_RECV
+        and sk.sk_socket is not None
+        and seg.flags & ACK != 0
+        and add(seg.seq, 1) == seg.end_seq == sk.rcv_nxt
+        and seg.ack_seq == sk.snd_nxt
+    )
 
 
 def _syn_challenge(sk: TcpSock, now: float) -> None:
