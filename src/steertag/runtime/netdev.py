@@ -522,17 +522,19 @@ class NetDriver:
             self._devices.clear()
             self._front = self._back = self._kick = self._wake = None
 
-    def finish(self, deadline: float) -> None:
-        """Close every socket, as the kernel does for a process that ends, and drive until they
-        have delivered what they had to, or the deadline passes."""
-        stack = self.stack
-        for sk in tuple(stack.socks):
+    def close_sockets(self) -> None:
+        """Close every socket, as the kernel does for a process that ends."""
+        for sk in tuple(self.stack.socks):
             sock = sk.sk_socket
             if sock is not None:
                 try:
                     sock_release(sock)
                 except Exception:  # noqa: BLE001 - whatever it is, the others are closed
                     _LOG.exception("a socket could not be closed at the exit")
+
+    def finish(self, deadline: float) -> None:
+        """Wait until closed sockets have delivered what they had to, or the deadline passes."""
+        stack = self.stack
         while time.monotonic() < deadline:
             with stack.lock:
                 if not any(_delivers(sk) for sk in stack.socks):
@@ -577,9 +579,13 @@ _forking: list[NetDriver] = []
 def _at_exit() -> None:
     """The background threads may not be stopped by force while one holds a Stack's lock."""
     deadline = time.monotonic() + EXIT_LINGER
-    for driver in list(_drivers):
-        if driver.drives_devices:
-            driver.finish(deadline)
+    drivers = list(_drivers)
+    driving = [driver for driver in drivers if driver.drives_devices]
+    for driver in driving:
+        driver.close_sockets()
+    for driver in driving:
+        driver.finish(deadline)
+    for driver in drivers:
         driver.close()
 
 
