@@ -1,14 +1,14 @@
 """ARP for IPv4 over Ethernet (RFC 826; address conflicts: RFC 5227).
 
-     0                   1                   2                   3
-    +-------------------------------+-------------------------------+
-    |       Hardware Type (1)       |    Protocol Type (0x0800)     |
-    +---------------+---------------+-------------------------------+
-    | HW length (6) | Addr len. (4) |           Operation           |
-    +---------------+---------------+-------------------------------+
-    |   Sender hardware address (6), sender address (4)             |
-    |   Target hardware address (6), target address (4)             |
-    +---------------------------------------------------------------+
+ 0                   1                   2                   3
++-------------------------------+-------------------------------+
+|       Hardware Type (1)       |    Protocol Type (0x0800)     |
++---------------+---------------+-------------------------------+
+| HW length (6) | Addr len. (4) |           Operation           |
++---------------+---------------+-------------------------------+
+|   Sender hardware address (6), sender address (4)             |
+|   Target hardware address (6), target address (4)             |
++---------------------------------------------------------------+
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The Ethernet header (IEEE 802.3; RFC 894, RFC 2464).
 
-    +-----------------------------+
-    | Destination, 6 octets       |
-    | Source, 6 octets            |
-    | EtherType, 2 octets         |
-    +-----------------------------+
++-----------------------------+
+| Destination, 6 octets       |
+| Source, 6 octets            |
+| EtherType, 2 octets         |
++-----------------------------+
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """ICMP messages (RFC 792; RFC 1191 for the MTU, RFC 950 and 1122 for codes).
 
-     0                   1                   2                   3
-    +---------------+---------------+-------------------------------+
-    |     Type      |     Code      |           Checksum            |
-    +---------------+---------------+-------------------------------+
-    | rest: identifier and sequence number, or MTU, or pointer      |
-    +---------------------------------------------------------------+
-    | data: of an echo, or IP header and 8 or more octets of the    |
-    | packet that an error is about                                 |
+ 0                   1                   2                   3
++---------------+---------------+-------------------------------+
+|     Type      |     Code      |           Checksum            |
++---------------+---------------+-------------------------------+
+| rest: identifier and sequence number, or MTU, or pointer      |
++---------------------------------------------------------------+
+| data: of an echo, or IP header and 8 or more octets of the    |
+| packet that an error is about                                 |
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """The IPv4 header and its options (RFC 791 section 3.1; DSCP: RFC 2474; ECN: RFC 3168).
 
-     0                   1                   2                   3
-    +-------+-------+-----------+---+-------------------------------+
-    |Version|  IHL  |   DSCP    |ECN|         Total Length          |
-    +-------+-------+-----------+---+-----+-------------------------+
-    |         Identification        |0 D M|     Fragment Offset     |
-    +---------------+---------------+-----+-------------------------+
-    |  Time to Live |    Protocol   |        Header Checksum        |
-    +---------------+---------------+-------------------------------+
-    |                       Source Address                          |
-    +---------------------------------------------------------------+
-    |                    Destination Address                        |
-    +---------------------------------------------------------------+
-    |                 options, padded to 32 bits                    |
+ 0                   1                   2                   3
++-------+-------+-----------+---+-------------------------------+
+|Version|  IHL  |   DSCP    |ECN|         Total Length          |
++-------+-------+-----------+---+-----+-------------------------+
+|         Identification        |0 D M|     Fragment Offset     |
++---------------+---------------+-----+-------------------------+
+|  Time to Live |    Protocol   |        Header Checksum        |
++---------------+---------------+-------------------------------+
+|                       Source Address                          |
++---------------------------------------------------------------+
+|                    Destination Address                        |
++---------------------------------------------------------------+
+|                 options, padded to 32 bits                    |
 """
 
 from __future__ import annotations
@@ -157,9 +157,8 @@ def _check_option(at: int, kind: int, value: bytes, before: list[tuple[int, byte
         _check_pointer(at, value, 3, 4, "record route")
     elif kind == OPT_TIMESTAMP:
         _check_pointer(at, value, 4, 5, "timestamp")
-    elif kind == OPT_RA:
-        if size < 4:
-            raise OptionError(at + 1, "router alert")
+    elif kind == OPT_RA and size < 4:
+        raise OptionError(at + 1, "router alert")
     if kind in (OPT_RR, OPT_TIMESTAMP) and any(other == kind for other, _ in before):
         raise OptionError(at, f"a second option {kind}")
 
