@@ -155,7 +155,7 @@ def test_a_larger_path_mtu_than_ours_changes_nothing(s: Script) -> None:
 
 @conformance("ours")
 def test_host_unreachable_undoes_one_step_of_the_back_off(s: Script) -> None:
-    conn = s.accepted()
+    conn = s.accepted(rtt=0.01)
     conn.send(s.octets(100))
     s.expect("P. 1:101(100) ack 1")
     waits = []

@@ -245,7 +245,7 @@ def test_listeners_of_one_port_share_connections_by_their_hash(world: World) -> 
 
 
 def test_the_listener_that_fits_best_gets_the_connection(world: World) -> None:
-    everywhere, here = world.socket(SO_REUSEADDR=1), world.socket(SO_REUSEADDR=1)
+    everywhere, here = world.socket(SO_REUSEPORT=1), world.socket(SO_REUSEPORT=1)
     everywhere.bind(("", 7000))
     here.bind(("127.0.0.1", 7000))
     everywhere.listen()

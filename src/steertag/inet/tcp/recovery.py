@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from steertag.family.const import TcpState
 from steertag.inet.tcp import output
 from steertag.inet.tcp.ackstate import (
     FLAG_DATA_SACKED,
@@ -343,7 +344,8 @@ def _frto(sk: TcpSock, st: AckState, recovered: bool) -> bool:
 def tcp_xmit_recovery(sk: TcpSock, st: AckState) -> None:
     """Send what the acknowledgement asks for."""
     rexmit = st.rexmit
-    if rexmit == REXMIT_NONE:
+    # In SYN-SENT it isn't known yet what there is to acknowledge with.
+    if rexmit == REXMIT_NONE or sk.sk_state == TcpState.TCP_SYN_SENT:
         return
     if rexmit == REXMIT_NEW:
         output.tcp_write_xmit(sk, st.now, TCP_NAGLE_OFF)

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from steertag.family.const import SOCK_LINGER, SOCK_RCVBUF_LOCK, SOCK_SNDBUF_LOCK, TcpState
+from steertag.family.const import (
+    SOCK_KEEPOPEN,
+    SOCK_LINGER,
+    SOCK_RCVBUF_LOCK,
+    SOCK_SNDBUF_LOCK,
+    SOCK_URGINLINE,
+    TcpState,
+)
 from steertag.family.inet import sk_clone
 from steertag.family.sock import sk_acceptq_added, sk_acceptq_is_full, sk_free
 from steertag.family.timer import Timer
 from steertag.inet.sock import is_link_local
-from steertag.inet.tcp import hash, input, listen, output, reset
+from steertag.inet.tcp import fastopen, hash, input, listen, output, reset
 from steertag.inet.tcp.isn import tcp_clock_ms
 from steertag.inet.tcp.sock import TCP_ECN_OK, TCP_RTO_MAX, TCP_TIMEOUT_INIT, tcp_sk
 from steertag.wire.seq import add, after, before, diff
@@ -30,6 +37,9 @@ if TYPE_CHECKING:
 TCP_NEW_SYN_RECV: Final = 12
 """sk_state of a RequestSock."""
 _PAWS_MSL: Final = 60.0
+_INHERITED_FLAGS: Final = (
+    SOCK_LINGER | SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK | SOCK_KEEPOPEN | SOCK_URGINLINE
+)
 _INHERITED: Final = (
     "sk_rcvbuf",
     "sk_sndbuf",
@@ -200,6 +210,7 @@ def tcp_check_fastopen_req(sk: TcpSock, packet: Packet, seg: Segment, now: float
         return False
     if _embryonic_reset(req, seg):
         if seg.flags & RST:
+            fastopen.reqsk_fastopen_remove(sk, reset=True)
             input.tcp_reset(sk)
         else:
             reset.tcp_send_reset(req.net.ip, packet, seg)
@@ -324,7 +335,7 @@ def tcp_create_openreq_child(req: RequestSock, child: TcpSock, seg: Segment) -> 
     child.bound_dev_if = bound
     for name in _INHERITED:
         setattr(child, name, getattr(listener, name))
-    child.sk_flags |= listener.sk_flags & (SOCK_LINGER | SOCK_SNDBUF_LOCK | SOCK_RCVBUF_LOCK)
+    child.sk_flags |= listener.sk_flags & _INHERITED_FLAGS
     laddr, lport, raddr, rport = req.hash_key
     child.inet_saddr, child.inet_num = laddr, lport
     child.inet_daddr, child.inet_dport = raddr, rport
