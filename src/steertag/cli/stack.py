@@ -114,15 +114,17 @@ def protocols(stack: Stack, as_json: bool) -> None:
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Listening and other sockets.")
 @click.option("-l", "--listening", is_flag=True, help="Listening sockets only.")
+@click.option("-i", "--info", is_flag=True, help="Timers, windows, round trips: as ss -i and -o.")
 @PID
 @JSON
 @with_stack
 def sockets(
-    stack: Stack, everything: bool, listening: bool, pid: int | None, as_json: bool
+    stack: Stack, everything: bool, listening: bool, info: bool, pid: int | None, as_json: bool
 ) -> None:
     """List the sockets of your programs' Stacks, in the columns of ss.
 
-    All but listening ones, as ss does. Programs are seen from their first RNIC on.
+    All but listening ones, as ss does. Programs are seen from their first RNIC, or their first
+    network device, on.
     """
     from steertag.observe import sockets as listing
 
@@ -132,7 +134,7 @@ def sockets(
     if as_json:
         click.echo(json.dumps(listing.owned_json(found), indent=2))
     else:
-        click.echo(listing.format_owned(found))
+        click.echo(listing.format_owned(found, info=info))
 
 
 @click.command()

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from steertag.family.const import TcpState
+from steertag.family.msg import Address
 from steertag.family.sock import Sock
 
 if TYPE_CHECKING:
     from steertag.family.inet_hash import HashInfo
-    from steertag.family.msg import Address, MsgHdr
+    from steertag.family.msg import MsgHdr
     from steertag.family.stack import Stack
+
+
+DiagInfo = dict[str, int | str]
+
+
+class MiniSock(NamedTuple):
+    """A connection that has no sock of its own (inet_timewait_sock, request_sock)."""
+
+    family: int
+    state: TcpState
+    local: Address
+    peer: Address
+    info: DiagInfo
 
 
 class Counter:
@@ -90,6 +105,10 @@ class Proto:
         sysctl_rmem: the same for the receive buffer. `net.<name>.rmem`.
         diag: `(sk)`. Brings `sk_state` and the backlog up to date, for a protocol that keeps them
             elsewhere; called before a listing (inet_diag_handler).
+        diag_info: `(sk)`. What `stag sockets -i` prints of a sock beside its state and queues, by
+            name (idiag_get_info). None: nothing.
+        diag_minisocks: `(stack)`. Connections that have no sock: requests, and those that only
+            wait for their time to pass. None: there are no such.
         no_autobind: `inet_sendmsg` and `connect` don't bind a sock that has no port.
     """
 
@@ -118,6 +137,8 @@ class Proto:
     unhash: Callable[[Sock], None] | None = None
     get_port: Callable[[Sock, int], None] | None = None
     diag: Callable[[Sock], None] | None = None
+    diag_info: Callable[[Sock], DiagInfo] | None = None
+    diag_minisocks: Callable[[Stack], Iterable[MiniSock]] | None = None
 
     enter_memory_pressure: Callable[[Sock], None] | None = None
     leave_memory_pressure: Callable[[Sock], None] | None = None

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from steertag.family.socket import Socket
     from steertag.family.stack import Stack
 
-OWNER: Final = "steertag.inet"
 _NAME: Final = "af_inet"
 _CLOSED: Final = (TcpState.TCP_CLOSE, TcpState.TCP_SYN_SENT)
 
@@ -87,7 +86,7 @@ def register(stack: Stack, *, secret: bytes | None = None) -> None:
             for prot in new.protos:
                 stack.proto_register(prot)
             stack.sock_register(
-                NetProtoFamily(family=c.AF_INET_NEW_TCP, create=inet_create(rows), owner=OWNER)
+                NetProtoFamily(family=c.AF_INET_NEW_TCP, create=inet_create(rows), owner=c.OWNER)
             )
         except OSError:
             _undo(stack, new)
@@ -218,7 +217,7 @@ def ip_getname(sock: Socket, peer: bool) -> Address:
 
 inet_stream_ops: Final = ProtoOps(
     family=c.AF_INET_NEW_TCP,
-    owner=OWNER,
+    owner=c.OWNER,
     release=inet.inet_release,
     bind=ip_bind,
     connect=tcp_stream_connect,
@@ -236,7 +235,7 @@ inet_stream_ops: Final = ProtoOps(
 
 inet_dgram_ops: Final = ProtoOps(
     family=c.AF_INET_NEW_TCP,
-    owner=OWNER,
+    owner=c.OWNER,
     release=inet.inet_release,
     bind=ip_bind,
     connect=inet.inet_dgram_connect,

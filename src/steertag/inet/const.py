@@ -9,6 +9,9 @@ from typing import Final
 AF_INET_NEW_TCP: Final = 46
 """The family's number: the first that Linux has not given away."""
 
+OWNER: Final = "steertag.inet"
+"""The module that brings it, as /proc/net/protocols lists one."""
+
 # The host's families, as they stand in the ancillary data that the kernel's headers define.
 AF_UNSPEC: Final = 0
 AF_INET: Final = 2
@@ -114,7 +117,6 @@ IP_ADD_MEMBERSHIP: Final = 35
 IP_DROP_MEMBERSHIP: Final = 36
 IP_UNICAST_IF: Final = 50
 IP_LOCAL_PORT_RANGE: Final = 51
-IP_PROTOCOL: Final = 52
 
 IP_PMTUDISC_DONT: Final = 0
 IP_PMTUDISC_WANT: Final = 1

@@ -196,10 +196,8 @@ def datagram_disconnect(sk: DatagramSock) -> None:
 # -- sending ------------------------------------------------------------------------------------
 
 
-def check_sendable(sk: IpSock, flags: int) -> None:
-    """Raise EOPNOTSUPP for MSG_OOB, the pending error, EPIPE after a shutdown for sending."""
-    if flags & c.MSG_OOB:
-        raise os_error(errno.EOPNOTSUPP)
+def check_sendable(sk: IpSock) -> None:
+    """Raise the pending error; EPIPE after a shutdown for sending."""
     if sk.sk_err:
         sock_raise_error(sk)
     if sk.sk_shutdown & SEND_SHUTDOWN:

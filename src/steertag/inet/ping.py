@@ -72,7 +72,7 @@ def ping_prot() -> Proto:
     """A fresh `struct proto` of ping sockets, of ICMP and of ICMPv6."""
     return Proto(
         name="NEW-PING",
-        owner=__name__,
+        owner=c.OWNER,
         obj_size=PingSock,
         max_header=14 + 40,
         close=ping_close,
@@ -233,7 +233,7 @@ def ping_sendmsg(sk: Sock, msg: MsgHdr) -> int:
     cookie = cookie_of(ping, msg)
     cookie.flowlabel = flowlabel
     dst = route(ping, daddr, cookie, oif)
-    check_sendable(ping, msg.msg_flags)
+    check_sendable(ping)
     df = fits(ping, dst, cookie.dontfrag, length, address_text(daddr, 0))
     _HEADER.pack_into(octets, 0, kind, 0, 0, ping.inet_num, number)
     pseudo = 0 if dst.family == 4 else dst.pseudo(c.IPPROTO_ICMPV6, length)

@@ -88,7 +88,7 @@ def raw_prot() -> Proto:
     """A fresh `struct proto` of raw sockets."""
     return Proto(
         name="NEW-RAW",
-        owner=__name__,
+        owner=c.OWNER,
         obj_size=RawSock,
         max_header=14 + 40,
         init=raw_init,
@@ -243,7 +243,7 @@ def raw_sendmsg(sk: Sock, msg: MsgHdr) -> int:
     dst = route(raw, daddr, cookie, oif)
     if msg.msg_flags & c.MSG_DONTROUTE and dst.gateway:
         raise os_error(errno.ENETUNREACH)
-    check_sendable(raw, msg.msg_flags)
+    check_sendable(raw)
     if msg.msg_flags & c.MSG_PROBE:
         return length
     try:

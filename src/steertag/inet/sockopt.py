@@ -191,9 +191,7 @@ def _set_ifindex(sk: IpSock, value: Value) -> None:
     index = int_value(value)
     if index < 0:
         raise os_error(errno.EINVAL)
-    if index and not _device_name(sk, index):
-        raise os_error(errno.ENODEV)
-    sk.bound_dev_if = index
+    sk.bound_dev_if = index  # the kernel does not ask whether there is one either
 
 
 def _device_name(sk: IpSock, ifindex: int) -> str:
@@ -220,12 +218,6 @@ def _has_flag(bit: int) -> Getter:
 
 def _get_ttl(sk: IpSock) -> int:
     return sk.uc_ttl if sk.uc_ttl != -1 else sk.sk_stack.sysctl["net.ipv4.ip_default_ttl"]
-
-
-def _get_hdrincl(sk: IpSock) -> int:
-    if sk.sk_type != c.SOCK_RAW:
-        raise os_error(errno.ENOPROTOOPT)
-    return int(sk.hdrincl)
 
 
 def _get_mtu(sk: IpSock) -> int:
@@ -287,7 +279,7 @@ _GET: Final[dict[tuple[int, int], Getter]] = {
     (c.SOL_SOCKET, c.SO_RXQ_OVFL): _has_cmsg(CMSG_RXQ_OVFL),
     (c.SOL_IP, c.IP_TOS): _field("tos"),
     (c.SOL_IP, c.IP_TTL): _get_ttl,
-    (c.SOL_IP, c.IP_HDRINCL): _get_hdrincl,
+    (c.SOL_IP, c.IP_HDRINCL): _field("hdrincl"),
     (c.SOL_IP, c.IP_PKTINFO): _has_cmsg(CMSG_PKTINFO),
     (c.SOL_IP, c.IP_RECVTTL): _has_cmsg(CMSG_TTL),
     (c.SOL_IP, c.IP_RECVTOS): _has_cmsg(CMSG_TOS),
@@ -299,7 +291,6 @@ _GET: Final[dict[tuple[int, int], Getter]] = {
     (c.SOL_IP, c.IP_MINTTL): _field("min_ttl"),
     (c.SOL_IP, c.IP_BIND_ADDRESS_NO_PORT): _field("bind_no_port"),
     (c.SOL_IP, c.IP_MULTICAST_TTL): _field("mc_ttl"),
-    (c.SOL_IP, c.IP_PROTOCOL): _field("sk_protocol"),
     (c.SOL_IPV6, c.IPV6_UNICAST_HOPS): _get_ttl,
     (c.SOL_IPV6, c.IPV6_TCLASS): _field("tos"),
     (c.SOL_IPV6, c.IPV6_V6ONLY): _field("v6only"),

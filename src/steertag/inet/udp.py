@@ -18,6 +18,7 @@ from steertag.inet.datagram import (
     datagram_keepalive,
     first_length,
 )
+from steertag.inet.diag import udp_diag_info
 from steertag.inet.sockopt import Value, ip_getsockopt, ip_setsockopt, ip_value
 from steertag.inet.udp_rx import udp_recvmsg
 from steertag.inet.udp_table import UdpSock, udp_get_port, udp_sk, udp_table, udp_unhash
@@ -40,7 +41,7 @@ def udp_prot() -> Proto:
     """A fresh `struct proto` of UDP, over IPv4 and IPv6."""
     return Proto(
         name="NEW-UDP",
-        owner=__name__,
+        owner=c.OWNER,
         obj_size=UdpSock,
         max_header=_MAX_HEADER,
         close=udp_close,
@@ -54,6 +55,7 @@ def udp_prot() -> Proto:
         recvmsg=udp_recvmsg,
         unhash=udp_unhash,
         get_port=udp_get_port,
+        diag_info=udp_diag_info,
         sockets_allocated=Counter(),
         memory_allocated=Counter(),
         sysctl_mem=list(_MEM),

@@ -58,8 +58,10 @@ def udp_sendmsg(sk: Sock, msg: MsgHdr) -> int:
     flags = msg.msg_flags
     if length > _MAX_LENGTH:
         raise os_error(errno.EMSGSIZE)
+    if flags & c.MSG_OOB:
+        raise os_error(errno.EOPNOTSUPP)
     if up.cork is not None:
-        check_sendable(up, flags)
+        check_sendable(up)
         return _append(up, msg, length)
     if msg.msg_name is None:
         if up.sk_state != TcpState.TCP_ESTABLISHED:
@@ -77,7 +79,7 @@ def udp_sendmsg(sk: Sock, msg: MsgHdr) -> int:
     dst = route(up, daddr, cookie, oif)
     if flags & c.MSG_DONTROUTE and dst.gateway:
         raise os_error(errno.ENETUNREACH)
-    check_sendable(up, flags)
+    check_sendable(up)
     if flags & c.MSG_CONFIRM:
         dst.confirm()
         if flags & c.MSG_PROBE and not length:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import termios
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 
 from steertag.errors import StateError
 from steertag.family.const import TcpState
 from steertag.family.inet_hash import InetSock
+from steertag.family.proto import DiagInfo, MiniSock, Proto
 from steertag.family.sock import Sock
 from steertag.family.stack import Stack
 from steertag.observe.processes import Process, own_name
@@ -41,6 +42,7 @@ class SocketRow:
         recv_q: octets that wait to be read; of a listener, connections that wait.
         send_q: octets that the peer has not acknowledged; of a listener, its backlog.
         local, peer: addresses, "*" for none.
+        info: what the protocol tells beside, as of `ss -i` and `ss -o` (`Proto.diag_info`).
     """
 
     netid: str
@@ -50,12 +52,16 @@ class SocketRow:
     send_q: int
     local: str
     peer: str
+    info: DiagInfo = field(default_factory=dict)
 
 
 def rows(stack: Stack, *, listening: bool | None = None) -> list[SocketRow]:
     """Every socket, closed ones that still deliver included; `listening` keeps one kind."""
     with stack.lock:
         found = [_row(sk) for sk in stack.socks]
+        for prot in stack.protocols:
+            if prot.diag_minisocks is not None:
+                found += [_mini(prot, one) for one in prot.diag_minisocks(stack)]
     if listening is not None:
         found = [row for row in found if (row.state == "LISTEN") == listening]
     return sorted(found, key=lambda row: (row.netid, row.local, row.peer))
@@ -98,14 +104,29 @@ def owned(
     return found
 
 
-def format_owned(found: Iterable[Owned]) -> str:
-    """The table of `ss -p`."""
+def format_owned(found: Sequence[Owned], *, info: bool = False) -> str:
+    """The table of `ss -p`; with `info` a line more below each socket that has some (`ss -i`)."""
     head = ("Netid", "State", "Recv-Q", "Send-Q", "Local Address:Port", "Peer Address:Port")
     table: list[tuple[str, ...]] = [(*head, "Process")]
     for row, pid, comm in found:
         cells = (row.netid, row.state, row.recv_q, row.send_q, row.local, row.peer)
         table.append((*map(plain, cells), f'users:(("{plain(comm)}",pid={pid}))'))
-    return columns(table, right=frozenset({2, 3}))
+    lines = columns(table, right=frozenset({2, 3})).splitlines()
+    if info:
+        told = ["", *(_info_text(row.info) for row, _, _ in found)]
+        lines = [
+            f"{line}\n\t {more}" if more else line for line, more in zip(lines, told, strict=True)
+        ]
+    return "\n".join(lines)
+
+
+def _info_text(info: DiagInfo) -> str:
+    """ "cubic wscale:7,7 rto:204 ...": options and the algorithm stand for themselves."""
+    bare = ("options", "cong")
+    return " ".join(
+        plain(value) if name in bare else f"{plain(name)}:{plain(value)}"
+        for name, value in info.items()
+    )
 
 
 def owned_json(found: Iterable[Owned]) -> list[dict[str, object]]:
@@ -132,7 +153,14 @@ def _told(row: dict[str, object]) -> SocketRow:
         send_q=number("send_q"),
         local=word("local"),
         peer=word("peer"),
+        info=_told_info(row.get("info")),
     )
+
+
+def _told_info(value: object) -> DiagInfo:
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): each for name, each in value.items() if isinstance(each, int | str)}
 
 
 def _row(sk: Sock) -> SocketRow:
@@ -150,6 +178,20 @@ def _row(sk: Sock) -> SocketRow:
         send_q=send_q,
         local=_address(sk, False),
         peer=_address(sk, True),
+        info=sk.sk_prot.diag_info(sk) if sk.sk_prot.diag_info is not None else {},
+    )
+
+
+def _mini(prot: Proto, one: MiniSock) -> SocketRow:
+    return SocketRow(
+        netid=prot.name.lower(),
+        family=one.family,
+        state=STATES[one.state],
+        recv_q=0,
+        send_q=0,
+        local=_text(one.local),
+        peer=_text(one.peer),
+        info=one.info,
     )
 
 

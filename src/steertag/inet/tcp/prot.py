@@ -8,6 +8,7 @@ from steertag.family.const import SK_MEM_QUANTUM
 from steertag.family.proto import Counter, Proto
 from steertag.family.sock import Sock, sk_stream_write_space
 from steertag.family.stack import Stack
+from steertag.inet import diag
 from steertag.inet.const import IPPROTO_TCP
 from steertag.inet.ip.net import inet_net
 from steertag.inet.tcp import calls, close, connect, err, hash, input, listen, opts, rcv, timer
@@ -87,6 +88,8 @@ def tcp_prot(stack: Stack) -> Proto:
         hash=hash.tcp_hash,
         unhash=hash.tcp_unhash,
         get_port=hash.tcp_v_get_port,
+        diag_info=diag.tcp_diag_info,
+        diag_minisocks=diag.tcp_minisocks,
         enter_memory_pressure=_pressure_entered,
         leave_memory_pressure=_pressure_left,
         sockets_allocated=Counter(),
