@@ -30,7 +30,7 @@ from typing import Final
 from weakref import ReferenceType, WeakSet, ref
 
 from steertag.family.stack import Stack
-from steertag.observe import netstat, processes, rendezvous, sockets, sysctl
+from steertag.observe import links, netstat, processes, rendezvous, sockets, sysctl
 from steertag.observe.resources import Numbers, contexts_json, named_counters
 from steertag.rdma.counters import Counters
 from steertag.runtime.netdev import NetDriver
@@ -39,7 +39,7 @@ from steertag.verbs.device import Context
 
 VERSION: Final = 1
 MAX_REQUEST: Final = 4096
-WANTS: Final = ("rdma", "sockets", "sysctl", "netstat")
+WANTS: Final = ("rdma", "sockets", "sysctl", "netstat", "links")
 _REQUEST_SECONDS: Final = 2.0
 _ANSWER_SECONDS: Final = 10.0
 _PAUSE: Final = 0.1
@@ -194,6 +194,9 @@ class Inspector:
         if "netstat" in want:
             counters = [groups for stack in stacks if (groups := netstat.groups(stack))]
             yield b', "netstat": ' + json.dumps(counters).encode()
+        if "links" in want:
+            devices = [link for stack in stacks for link in links.links(stack)]
+            yield b', "links": ' + json.dumps(devices).encode()
         yield b"}\n"
 
 

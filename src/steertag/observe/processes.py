@@ -38,6 +38,7 @@ class Process:
         rdma: its RNICs; see `observe.resources.contexts_json`.
         sockets: of its Stacks. sysctl: of its default Stack. See the modules of these names.
         netstat: of each Stack with AF_INET_NEW_TCP, the groups of `observe.netstat`.
+        links: the network devices of its Stacks; see `observe.links.links`.
     """
 
     pid: int
@@ -47,6 +48,7 @@ class Process:
     sockets: list[Object] = field(default_factory=list)
     sysctl: dict[str, Object] = field(default_factory=dict)
     netstat: list[Object] = field(default_factory=list)
+    links: list[Object] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -158,7 +160,7 @@ def _parse_untrusted(answer: bytes, pid: int) -> Process:
     comm, rdma = document.get("comm", "?"), document.get("rdma", [])
     closed = document.get("closed", {})
     sockets, sysctl = document.get("sockets", []), document.get("sysctl", {})
-    netstat = document.get("netstat", [])
+    netstat, links = document.get("netstat", []), document.get("links", [])
     if not (
         isinstance(comm, str)
         and isinstance(closed, dict)
@@ -167,9 +169,10 @@ def _parse_untrusted(answer: bytes, pid: int) -> Process:
         and isinstance(sysctl, dict)
         and _objects(list(sysctl.values()))
         and _objects(netstat)
+        and _objects(links)
     ):
         raise WireError("its answer is not what it should be")
-    return Process(pid, comm, closed, rdma, sockets, sysctl, netstat)
+    return Process(pid, comm, closed, rdma, sockets, sysctl, netstat, links)
 
 
 def _objects(value: object) -> bool:
