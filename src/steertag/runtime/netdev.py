@@ -230,6 +230,19 @@ class NetDriver:
                 if self._leader is waiter:
                     self._hand_over()
 
+    def service(self) -> None:
+        """Take in, without waiting, what the devices have: for a thread that sends a lot.
+
+        The peer's acknowledgements come while it does; so they needn't rouse another thread, which
+        would only wait for this one's lock.
+        """
+        if self._leader is None and self._devices and self._real:
+            self._leaves += 1  # as a leader who was there: the background stands back for a while
+            self._poll(tuple(self._devices.values()))
+            now = time.monotonic()
+            if self.stack.timers.due(now):
+                self._run_timers(now)
+
     def wait_until(self, sock: Socket, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()`, called with the lock held whenever there is news for `sock`.
 
@@ -482,7 +495,7 @@ class NetDriver:
             background.asleep = False
             for device in self._ready(ready, wake):
                 with stack.lock:
-                    if self._leader is None:
+                    if self._leader is None and self._leaves == seen:
                         self._poll((device,))
 
     def _is_idle(self) -> bool:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CHUNK: Final = 256 * 1024
+_TURN: Final = 256 * 1024
+"""Octets that sendall hands over in one go, before it looks what came meanwhile."""
+_BULK: Final = 64 * 1024
+"""Octets of a sendall from which it looks at all."""
 
 
 class ProcessSocket(socket):
@@ -396,9 +400,11 @@ class ProcessSocket(socket):
         sent = 0
         while True:
             seen = sock.news
-            part = MsgHdr((view[sent:],), flags=flags)
+            part = MsgHdr((view[sent : sent + _TURN],), flags=flags)
             try:
                 sent += net.sock_sendmsg(sock, part)
+                if len(view) >= _BULK:
+                    self._driver.service()
             except BlockingIOError:
                 if self._timeout == 0.0 or impatient:
                     raise
