@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket as std
+from typing import Final
 
 from tests.inet.script import SYN_OPTIONS, Script, conformance
 
-SERVER = {"net.ipv4.tcp_fastopen": 3}
+SERVER: Final[dict[str, int | str]] = {"net.ipv4.tcp_fastopen": 3}
 OPTIONS = "mss 1460,sackOK,TS val 1000 ecr 0,wscale 7"
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN, TCP_FASTOPEN_CONNECT = 23, 30

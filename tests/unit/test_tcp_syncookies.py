@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket as std
+from typing import Final
 
 from tests.inet.script import SYN_OPTIONS, Script, conformance
 
-ALWAYS = {"net.ipv4.tcp_syncookies": 2}
+ALWAYS: Final[dict[str, int | str]] = {"net.ipv4.tcp_syncookies": 2}
 TCPI_OPTIONS, TCPI_WSCALE = 5, 6
 TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE, TCPI_OPT_ECN = 1, 2, 4, 8
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.family.const import TcpState
 from steertag.inet.const import IP_PMTUDISC_DONT, IP_PMTUDISC_INTERFACE, IP_PMTUDISC_OMIT
-from steertag.inet.tcp import close, output, recovery, rtt, timer
+from steertag.inet.tcp import close, output, recovery, rtt, timeout, timer
 from steertag.inet.tcp.request import RequestSock
 from steertag.inet.tcp.sock import ICSK_TIME_RETRANS, TCP_RTO_MAX, TCP_TIMEOUT_INIT
 from steertag.inet.tcp.timewait import TimeWaitSock
@@ -142,4 +142,4 @@ def tcp_ld_rto_revert(sk: TcpSock, seq: int) -> None:
     if remaining > 0:
         timer.tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, remaining, now)
     else:
-        timer.tcp_retransmit_timer(sk, now)
+        timeout.tcp_retransmit_timer(sk, now)
