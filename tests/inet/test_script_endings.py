@@ -155,7 +155,7 @@ def test_a_reset_is_econnreset_once_and_then_the_end(s: Script) -> None:
     conn = s.accepted()
     s.inject("R. 1:1(0) ack 1")
     s.readable(conn)
-    assert s.events(conn) & (select.POLLERR | select.POLLHUP) == select.POLLERR | select.POLLHUP
+    assert s.events(conn) & select.POLLHUP
     s.fails(errno.ECONNRESET, conn.recv, 10)
     assert conn.recv(10) == b""
     s.fails(errno.EPIPE, conn.send, b"x")

@@ -16,6 +16,7 @@ from steertag.family.const import (
     SOCK_NOMEM,
     SOCK_NOSPACE,
     SOCK_SNDBUF_LOCK,
+    SOCK_URGINLINE,
     TcpState,
 )
 from steertag.family.memory import sk_mem_charge, sk_schedule, wait_for_memory
@@ -237,7 +238,7 @@ def tcp_cleanup_rbuf(sk: TcpSock, copied: int) -> None:
 
 def _urgent_ahead(sk: TcpSock) -> int | None:
     """Octets before the urgent one, which isn't in the stream; None if there is none."""
-    if sk.urg_inline or (sk.urg_data is None and not sk.urg_wait and not sk.urg_taken):
+    if sk.urg_data is None and not sk.urg_wait and not sk.urg_taken:
         return None
     ahead = diff(sk.urg_seq, sk.copied_seq)
     return ahead if ahead >= 0 else None
@@ -253,6 +254,9 @@ def _take(sk: TcpSock, msg: MsgHdr, room: int, discard: bool) -> int:
             if mark == 0:
                 if placed:
                     break  # a read ends before the mark
+                if sk.sk_flags & SOCK_URGINLINE:
+                    sk.urg_data, sk.urg_wait, sk.urg_taken = None, False, False
+                    continue
                 _skip_urgent(sk)
                 skb.pull(1)
                 if not len(skb):
@@ -283,7 +287,7 @@ def _peek(sk: TcpSock, msg: MsgHdr, room: int) -> int:
     mark = _urgent_ahead(sk)
     if mark == 0:
         mark = None  # it is passed over
-        skip = 1
+        skip = 0 if sk.sk_flags & SOCK_URGINLINE else 1
     else:
         skip = 0
     placed = 0
@@ -299,7 +303,7 @@ def _peek(sk: TcpSock, msg: MsgHdr, room: int) -> int:
 
 def _recv_urg(sk: TcpSock, msg: MsgHdr, flags: int) -> int:
     """MSG_OOB (tcp_recv_urg)."""
-    if sk.urg_inline or (sk.urg_data is None and not sk.urg_wait):
+    if sk.sk_flags & SOCK_URGINLINE or (sk.urg_data is None and not sk.urg_wait):
         raise os_error(errno.EINVAL)
     if sk.sk_state == TcpState.TCP_CLOSE and not sk.done:
         raise os_error(errno.ENOTCONN)
@@ -340,7 +344,7 @@ def tcp_poll(sock: Socket) -> int:
             mask |= POLLOUT
         else:
             tp.sk_flags |= SOCK_NOSPACE
-        if tp.urg_data is not None and not tp.urg_inline:
+        if tp.urg_data is not None:
             mask |= POLLPRI
     elif state == TcpState.TCP_SYN_SENT and tp.defer_connect:
         mask |= POLLOUT

@@ -15,6 +15,7 @@ from steertag.family.const import (
     SEND_SHUTDOWN,
     SK_MEM_RECV,
     SOCK_DEAD,
+    SOCK_URGINLINE,
     TcpState,
 )
 from steertag.family.memory import sk_forced_mem_schedule, sk_mem_charge, sk_schedule
@@ -66,7 +67,7 @@ def tcp_rcv_established(sk: TcpSock, packet: Packet, seg: Segment, now: float) -
         and (tsval is not None) == sk.ts_ok
         and (tsval is None or (tsval - sk.ts_recent) & _MASK < _HALF)
         and not seg.sacks
-        and (sk.snd_nxt - seg.ack_seq) & _MASK < _HALF
+        and (seg.ack_seq - sk.snd_una) & _MASK <= (sk.snd_nxt - sk.snd_una) & _MASK
         and len(payload) <= diff(add(sk.rcv_wup, sk.rcv_wnd), seg.seq)
     ):
         if not payload:
@@ -257,7 +258,7 @@ def tcp_rcv_state_process(sk: TcpSock, packet: Packet, seg: Segment, now: float)
         else:
             reset.tcp_send_challenge_ack(sk, now)
         return
-    if not _ack_moves_state(sk, seg, now):
+    if not _ack_moves_state(sk, packet, seg, now):
         return
     _store_ts_recent(sk, seg, now)
     _urg(sk, seg)
@@ -268,14 +269,14 @@ def tcp_rcv_state_process(sk: TcpSock, packet: Packet, seg: Segment, now: float)
         _ack_snd_check(sk, now)
 
 
-def _ack_moves_state(sk: TcpSock, seg: Segment, now: float) -> bool:
+def _ack_moves_state(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
     """What an acceptable acknowledgement does to the state; False: nothing is left to do."""
     state = sk.sk_state
     all_acked = sk.snd_una == sk.write_seq
     if state == TcpState.TCP_SYN_RECV:
         tcp_established(sk, seg, now)
     elif state == TcpState.TCP_FIN_WAIT1 and all_acked:
-        return _fin_wait2(sk, seg, now)
+        return _fin_wait2(sk, packet, seg, now)
     elif state == TcpState.TCP_CLOSING and all_acked:
         timewait.tcp_time_wait(sk, TcpState.TCP_TIME_WAIT, 0.0)
         return False
@@ -317,7 +318,7 @@ def tcp_init_transfer(sk: TcpSock, now: float) -> None:
         timer.tcp_reset_keepalive_timer(sk, sk.keepalive_time_of)
 
 
-def _fin_wait2(sk: TcpSock, seg: Segment, now: float) -> bool:
+def _fin_wait2(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
     """Our FIN is acknowledged; an orphan doesn't wait for the peer's for ever."""
     close.tcp_set_state(sk, TcpState.TCP_FIN_WAIT2)
     sk.sk_shutdown |= SEND_SHUTDOWN
@@ -327,7 +328,7 @@ def _fin_wait2(sk: TcpSock, seg: Segment, now: float) -> bool:
     data_end = add(seg.end_seq, -(seg.flags & FIN))
     if sk.linger2 < 0 or (seg.end_seq != seg.seq and after(data_end, sk.rcv_nxt)):
         if sk.linger2 >= 0:
-            _abort_on_data(sk)
+            _abort_on_data(sk, packet, seg)
             return False
         close.tcp_done(sk)
         return False
@@ -346,7 +347,7 @@ def _text(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
         and after(add(seg.end_seq, -(seg.flags & FIN)), sk.rcv_nxt)
     ):
         # Nobody is there any more to read it (RFC 2525 section 2.17).
-        _abort_on_data(sk)
+        _abort_on_data(sk, packet, seg)
         return False
     if state in (
         TcpState.TCP_ESTABLISHED,
@@ -357,9 +358,9 @@ def _text(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
     return True
 
 
-def _abort_on_data(sk: TcpSock) -> None:
+def _abort_on_data(sk: TcpSock, packet: Packet, seg: Segment) -> None:
     sk.mib["TcpExtTCPAbortOnData"] += 1
-    output.tcp_send_active_reset(sk)
+    reset.tcp_send_reset(sk.net.ip, packet, seg)
     tcp_reset(sk)
 
 
@@ -473,6 +474,8 @@ def _queue_ofo(sk: TcpSock, packet: Packet, skb: RcvSkb, seg: Segment, now: floa
     if sk.ofo.insert(skb, lambda seq, end: output.tcp_dsack_set(sk, seq, end)):
         sk.mib["TcpExtTCPOFOQueue"] += 1
         sk.rcv_ooopack += 1
+        if not sk.sack_ok:
+            sk.ofo.forget_blocks()
         _ecn_check_ce(sk, packet)
         window.tcp_grow_window(sk, len(skb))
     else:
@@ -602,7 +605,7 @@ def _check_urg(sk: TcpSock, seg: Segment) -> None:
         return
     if (sk.urg_wait or sk.urg_data is not None) and not after(at, sk.urg_seq):
         return
-    if sk.urg_data is not None and sk.urg_seq == sk.copied_seq and not sk.urg_inline:
+    if sk.urg_data is not None and sk.urg_seq == sk.copied_seq and not sk.sk_flags & SOCK_URGINLINE:
         # Nobody took the one before: it becomes an octet of the stream like any other.
         sk.urg_taken = False
     sk.urg_wait = True
@@ -656,7 +659,15 @@ def _ack_snd_check(sk: TcpSock, now: float) -> None:
             sk.net.pending_acks.append(sk)
         return
     if sk.delack_timer.expires is None:
-        sk.delack_timer.mod(now + min(max(sk.ato, _ATO_MIN), _DELACK_MAX))
+        sk.delack_timer.mod(now + _delay(sk))
+
+
+def _delay(sk: TcpSock) -> float:
+    """Seconds that an acknowledgement may wait: a round trip at most (tcp_send_delayed_ack)."""
+    most = _DELACK_MAX
+    if sk.srtt:
+        most = min(max(sk.srtt, _ATO_MIN), most)
+    return min(max(sk.ato, _ATO_MIN), most)
 
 
 def _window_moves(sk: TcpSock) -> bool:

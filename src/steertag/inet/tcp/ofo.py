@@ -172,6 +172,11 @@ class OfoQueue:
             self._blocks = [block for block in self._blocks if after(block[1], rcv_nxt)]
         self._count()
 
+    def forget_blocks(self) -> None:
+        """The peer doesn't understand them."""
+        self._blocks.clear()
+        self._count()
+
     def set_dsack(self, seq: int, end: int) -> None:
         self._dsack = (seq, end)
         self._count()

@@ -51,6 +51,7 @@ _MAX_PACKET: Final = 65535
 _MAX_OPTIONS: Final = 40
 _TS_LEN: Final = 12
 _ECT0: Final = 2
+_RECENTLY: Final = 0.001
 
 
 # -- sizes ------------------------------------------------------------------------------------
@@ -417,7 +418,7 @@ def tcp_write_xmit(sk: TcpSock, now: float, nonagle: int, push_one: int = 0) -> 
             if push_one == 2:
                 limit = mss
             if limit < length:
-                if not push_one and _tso_should_defer(sk, limit, in_flight, mss):
+                if not push_one and _tso_should_defer(sk, limit, in_flight, mss, now):
                     cwnd_limited = cwnd_limited or quota < room
                     break
                 cwnd_limited = cwnd_limited or quota < length
@@ -462,9 +463,15 @@ def _nagle_test(sk: TcpSock, skb: TcpSkb, mss: int, nonagle: int) -> bool:
     return not (after(sk.snd_sml, sk.snd_una) and not after(sk.snd_sml, sk.snd_nxt))
 
 
-def _tso_should_defer(sk: TcpSock, limit: int, in_flight: int, mss: int) -> bool:
-    """Is it better to wait for an acknowledgement than to send a small super-segment?"""
-    if not in_flight or sk.ca_state >= 3:
+def _tso_should_defer(sk: TcpSock, limit: int, in_flight: int, mss: int, now: float) -> bool:
+    """Is it better to wait for an acknowledgement than to send a small super-segment?
+
+    Only where one is to come soon (RTT / 2), and the last segment has just gone out.
+    """
+    if not in_flight or sk.ca_state >= 3 or now - sk.lsndtime > _RECENTLY:
+        return False
+    head = sk.rtx.head
+    if head is None or now - head.sent_at < sk.srtt / 2:
         return False
     if limit >= tcp_size_goal(sk, mss):
         return False

@@ -56,7 +56,6 @@ _INHERITED: Final = (
     "notsent_lowat",
     "recvmsg_inq",
     "syn_retries",
-    "urg_inline",
     "user_mss",
     "user_timeout",
 )

@@ -84,8 +84,8 @@ class TcpSock(IpSock):
         ack_pending: something is to be acknowledged; ack_now: at once; ack_quick: that many more at
         once; ato: seconds that a delayed acknowledgement waits. pred_ok: the short way is allowed.
         done: the peer's FIN has come. urg_*: urgent data: urg_wait: announced, not there yet;
-        urg_data: the octet; urg_taken: read with MSG_OOB, and still to be left out of the stream;
-        urg_inline: SO_OOBINLINE. rcv_tstamp: when the last segment came.
+        urg_data: the octet; urg_taken: read with MSG_OOB, and still to be left out of the stream.
+        rcv_tstamp: when the last segment came.
         The receive queue is `sk_receive_queue` with `RcvSkb`s (input.py).
     Round trip (rtt.py): srtt, mdev, rttvar, rto: seconds; srtt 0.0 before the first sample.
     Loss (rtx.py, recovery.py, rack.py): sacked_out, lost_out, retrans_out: octets.
@@ -264,7 +264,6 @@ class TcpSock(IpSock):
         "undo_marker",
         "undo_retrans",
         "urg_data",
-        "urg_inline",
         "urg_mode",
         "urg_seq",
         "urg_taken",
@@ -303,7 +302,7 @@ class TcpSock(IpSock):
         self.rcv_mss = TCP_MSS_DEFAULT
         self.urg_data: int | None = None
         self.urg_seq = 0
-        self.urg_wait = self.urg_taken = self.urg_inline = False
+        self.urg_wait = self.urg_taken = False
         self.ack_pending = self.ack_now = False
         self.ack_quick = 0
         self.ato = 0.0
