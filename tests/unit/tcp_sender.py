@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from steertag import Proto, Stack
 from steertag.family.const import TcpState
 from steertag.family.sock import sk_alloc, sock_init_data
+from steertag.inet.ip.net import InetNet
 from steertag.inet.mib import Mib
 from steertag.inet.tcp import ack, output, timer
 from steertag.inet.tcp.cong.registry import (
@@ -89,6 +90,16 @@ class Route:
         self.sent.append(Sent(self._clock.now, header, len(header.payload), tos))
 
 
+class OneRoute(InetNet):
+    """A network layer that knows that route."""
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+
+    def route_output(self, daddr: bytes, saddr: bytes = b"", oif: int = 0) -> Route:  # type: ignore[override]
+        return self.route
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -132,7 +143,7 @@ class Sender:
         self.start = start
         self.rtt = rtt
         self.route = Route(self.clock, MSS + 40 + (12 if timestamps else 0))
-        self.stack.generic["inet"] = self  # for route_output
+        self.stack.generic["inet"] = OneRoute(self.route)
         sk.dst = self.route  # type: ignore[assignment]
         sk.mib = Mib()
         sk.net = Net()  # type: ignore[assignment]
@@ -155,10 +166,6 @@ class Sender:
         sk.cwnd = cwnd * MSS
         sk.nonagle = 1
         tcp_init_congestion_control(sk)
-
-    def route_output(self, daddr: bytes, saddr: bytes = b"", oif: int = 0) -> Route:
-        """InetNet's: the same route again."""
-        return self.route
 
     # -- what the user does ---------------------------------------------------------------------
 

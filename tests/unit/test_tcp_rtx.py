@@ -1,4 +1,4 @@
-"""The retransmission queue against a naive model: whatever comes, its sums are those of its tags."""
+"""The retransmission queue against a naive model: its sums are always those of its tags."""
 
 from __future__ import annotations
 

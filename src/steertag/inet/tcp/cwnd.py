@@ -88,7 +88,9 @@ def tcp_cwnd_reduction(sk: TcpSock, delivered: int, lost: int, advanced: bool) -
     below = sk.ssthresh - in_flight
     sk.prr_delivered += delivered
     if below < 0:
-        count = -(-sk.ssthresh * sk.prr_delivered // sk.prior_cwnd) - sk.prr_out
+        # Rounded up to whole segments, as it would be if segments were counted.
+        share = -(-sk.ssthresh * sk.prr_delivered // (sk.prior_cwnd * mss)) * mss
+        count = share - sk.prr_out
     else:
         count = max(sk.prr_delivered - sk.prr_out, delivered)
         if advanced and not lost:

@@ -14,6 +14,7 @@ from steertag.inet.tcp.rack import TCP_RACK_RECOVERY_THRESH
 from steertag.inet.tcp.rtx import tcp_any_retrans_done
 from steertag.inet.tcp.sack import tcp_check_sack_reordering
 from steertag.inet.tcp.sock import TCP_CA_LOSS, TCP_CA_OPEN, TCP_ECN_QUEUE_CWR
+from steertag.wire.seq import before
 
 if TYPE_CHECKING:
     from steertag.inet.tcp.sock import TcpSock
@@ -32,6 +33,10 @@ def tcp_init_undo(sk: TcpSock) -> None:
 def tcp_packet_delayed(sk: TcpSock, st: AckState) -> bool:
     """Is the acknowledgement an answer to a first transmission (Eifel, RFC 3522)?"""
     if not sk.retrans_stamp:
+        # Nothing was sent again, so what was acknowledged was late; but for the two cases in
+        # which the stamp was cleared: a handshake's, and `_held_by_reno`.
+        if not sk.sack_ok and not before(sk.snd_una, sk.high_seq):
+            return False
         return sk.sk_state != TcpState.TCP_SYN_SENT
     if st.tsecr is None or not sk.ts_ok or not st.tsecr:
         return False
