@@ -94,13 +94,15 @@ def scenario_of(seed: int) -> Scenario:
         options.append((std.IPPROTO_TCP, std.TCP_NODELAY, 1))
     if rng.random() < 0.4:
         options.append((std.IPPROTO_TCP, std.TCP_CONGESTION, b"reno"))
+    program = rng.choice(["one way", "both at once", "both at once", "half-close"])
+    back = rng.choice([0, rng.randint(0, most)])
     return Scenario(
         seed=seed,
         sysctls=(_sysctls(rng), _sysctls(rng)),
         link=link,
         faults=faults,
-        sizes=(rng.randint(0, most), rng.choice([0, rng.randint(0, most)])),
-        program=rng.choice(["in turn", "both at once", "both at once", "half-close"]),
+        sizes=(rng.randint(0, most), back if program != "one way" else 0),
+        program=program,
         version=version,
         wrap=rng.choice([None, rng.randint(1, most + 2)]),
         options=tuple(options),
@@ -126,14 +128,16 @@ def _sysctls(rng: random.Random) -> dict[str, int]:
 
 def end(sock: Socket, scenario: Scenario, side: int) -> App[Octets]:
     """One side of a connection that is there: as the scenario's program says."""
-    program, contents = scenario.program, scenario.contents(side)
     chunk, read = scenario.chunks
-    if program == "half-close" and side:  # answers when all has come
+    if scenario.program == "one way" and not side:  # closes while its data is on its way
+        yield from send_all(sock, scenario.contents(0), chunk)
+        sock_release(sock)
+        return digest_of(b"")
+    if side:  # answers when all has come
         received = yield from recv_to_end(sock, read, scenario.pause)
-        yield from send_all(sock, contents, chunk)
-        half_close(sock)
+        yield from send_all(sock, scenario.contents(1), chunk)
     else:
-        yield from send_all(sock, contents, chunk)
+        yield from send_all(sock, scenario.contents(0), chunk)
         half_close(sock)
         received = yield from recv_to_end(sock, read, scenario.pause)
     sock_release(sock)

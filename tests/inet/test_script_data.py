@@ -184,7 +184,7 @@ def test_a_buffer_that_is_full_shuts_the_window_and_reading_opens_it(s: Script) 
         if not size:
             break
         s.inject(f". {at}:{at + size}({size}) ack 1")
-        packets = s.skip(0.1)
+        packets = s.skip(0.25)
         at, window = packets[-1].ack, packets[-1].window or 0
     assert window == 0
     s.inject(f". {at}:{at + 1}(1) ack 1")  # a probe

@@ -179,7 +179,7 @@ def test_a_reader_that_stops_stops_the_sender_and_nothing_is_lost() -> None:
 
 def test_little_memory_for_the_protocol_makes_it_slow_and_not_wrong() -> None:
     world, left, right = pair(8, latency=0.01)
-    right.stack.sysctl.write("net.tcp.mem", "40 60 90")
+    right.stack.sysctl.write("net.ipv4.tcp_mem", "40 60 90")
     listener, tasks = right.listen(80), []
     world.spawn(serve(world, listener, tasks, 10))
     contents = [octets_of(200_000, number) for number in range(10)]
