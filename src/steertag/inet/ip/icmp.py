@@ -183,7 +183,7 @@ class Icmp4:
         try:
             dst = net.route_output(packet.saddr, saddr)
             parts: list[Buffer] = [message.emit(data), data]
-            dst.xmit(parts, PROTOCOL, tos=packet.tos & ~3, df=False)
+            dst.xmit(parts, PROTOCOL, tos=packet.tos, df=False)
         except OSError:
             net.mib["IcmpOutErrors"] += 1
             return

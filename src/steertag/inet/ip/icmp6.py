@@ -126,7 +126,7 @@ class Icmp6:
             return
         body = packet.data[icmpv6.HEADER_LEN :]
         reply = icmpv6.Icmpv6(icmpv6.ECHO_REPLY, 0, message.rest)
-        self._xmit(packet, b"" if group else packet.daddr, reply, body, df=False)
+        self._xmit(packet, b"" if group else packet.daddr, reply, body, packet.tos)
 
     def _xmit(
         self,
@@ -134,15 +134,14 @@ class Icmp6:
         saddr: bytes,
         message: icmpv6.Icmpv6,
         body: bytes | memoryview,
-        *,
-        df: bool,
+        tos: int = 0,
     ) -> None:
         """To the sender of a packet."""
         net = self._net
         try:
             dst = net.route_output(packet.saddr, saddr, self._oif(packet))
             parts: list[Buffer] = [message.emit(dst.saddr, dst.daddr, body), body]
-            dst.xmit(parts, PROTOCOL, df=df)
+            dst.xmit(parts, PROTOCOL, tos=tos, df=False)
         except OSError:
             net.mib["Icmp6OutErrors"] += 1
             return
@@ -207,7 +206,7 @@ class Icmp6:
             net.mib["Icmp6OutRateLimitHost"] += 1
             return
         quoted = bytes(packet.network[: MIN_MTU - HEADER_LEN - icmpv6.HEADER_LEN])
-        self._xmit(packet, saddr, message, quoted, df=False)
+        self._xmit(packet, saddr, message, quoted)
 
     def _may_report(self, packet: Packet, kind: int, code: int) -> bool:
         """RFC 4443 section 2.4 (e)."""

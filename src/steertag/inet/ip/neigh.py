@@ -224,8 +224,8 @@ class Neighbour:
                 if not old & NUD_CONNECTED:
                     return
                 lladdr, state = self.lladdr, NUD_STALE
-        elif old & NUD_CONNECTED and state == NUD_STALE and lladdr == self.lladdr:
-            return  # known, and known to answer
+        elif old & NUD_VALID and state == NUD_STALE:
+            return  # nothing new
         if old & (NUD_PERMANENT | NUD_NOARP) and not state & (NUD_PERMANENT | NUD_NOARP):
             return
         self._timer.delete()
