@@ -244,5 +244,27 @@ def test_more_than_one_segment_of_data_is_sent_in_part(s: Script) -> None:
     assert 1200 < sent == len(found.payload) <= 1400
 
 
+@conformance("ours", sysctls={"net.ipv4.tcp_fastopen_blackhole_timeout_sec": 100})
+def test_a_way_that_swallows_fast_open_is_left_in_peace_for_a_while(s: Script) -> None:
+    learn(s)
+    sock = s.socket()
+    assert sock.sendto(s.octets(100), MSG_FASTOPEN, (s.ours, s.flow.port)) == 100
+    s.expect("S 0:100(100)")
+    for _ in range(3):
+        s.expect("S 0:0(0)", after=1)
+    assert mib(s, "TCPFastOpenBlackhole") == 1
+    sock.close()
+    s.flow = s.new_flow(s.flow.port, 9000)
+    del s._flows[:-1]
+    s.fails(errno.EINPROGRESS, s.socket().sendto, b"x", MSG_FASTOPEN, (s.ours, s.flow.port))
+    assert s.expect("S 0:0(0)").fast_open is None
+    s.sleep(200)
+    s.skip(0)
+    s.flow = s.new_flow(s.flow.port, 9000)
+    del s._flows[:-1]
+    assert s.socket().sendto(b"x", MSG_FASTOPEN, (s.ours, s.flow.port)) == 1
+    assert s.expect("S 0:1(1)").fast_open == b"\7" * 8
+
+
 def test_options_of_the_script_are_those_of_the_others() -> None:
     assert f"<{OPTIONS}>" == SYN_OPTIONS

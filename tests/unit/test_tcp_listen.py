@@ -109,6 +109,16 @@ def test_timestamps_from_before_the_syn_are_acknowledged_only(s: Script) -> None
     s.accept(listener)
 
 
+@conformance()
+def test_an_echo_of_a_timestamp_that_no_syn_ack_had_is_acknowledged_only(s: Script) -> None:
+    listener = s.listener()
+    s.inject(f"S 0:0(0) win 65535 {SYN_OPTIONS}")
+    s.expect("S. 0:0(0) ack 1")
+    s.inject(". 1:1(0) ack 1", tsecr=(s.flow.last_tsval + 5000) & 0xFFFFFFFF)
+    s.expect(". 1:1(0) ack 1")
+    s.fails(errno.EAGAIN, listener.accept)
+
+
 @conformance("ours")
 def test_a_syn_ack_is_given_up_after_its_retries(s: Script) -> None:
     s.listener()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket as std
 
+from steertag.inet import unregister
 from tests.inet.script import SYN_OPTIONS, Script, conformance
 
 NO_TS = "<mss 1460,sackOK,wscale 7>"
@@ -166,6 +167,14 @@ def test_time_wait_keeps_the_port_from_bind_but_for_reuseaddr(s: Script) -> None
     sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)
     sock.bind((s.theirs, 8080))
     sock.listen()
+
+
+@conformance("ours")
+def test_time_wait_does_not_keep_the_family_from_being_taken_out(s: Script) -> None:
+    time_wait(s).close()
+    stack = s.side.stack  # type: ignore[attr-defined]
+    unregister(stack)
+    assert stack.timers.pending == 0
 
 
 def active_time_wait(s: Script) -> int:

@@ -32,6 +32,7 @@ from steertag.inet.sock import (
 )
 from steertag.inet.tcp.calls import tcp_poll
 from steertag.inet.tcp.connect import tcp_stream_connect
+from steertag.inet.tcp.net import tcp_net
 from steertag.inet.tcp.prot import tcp_prot
 from steertag.inet.udp import udp_prot
 from steertag.inet.udp_rx import UdpReceiver
@@ -114,6 +115,7 @@ def _undo(stack: Stack, found: _Registered) -> None:
     for prot in found.protos:
         if prot.stack is stack:
             stack.proto_unregister(prot)
+    tcp_net(stack).hash.purge()
     inet_net(stack).close()
     for name in found.sysctls:
         with suppress(OSError):  # the network layer took its own

@@ -94,6 +94,14 @@ def tcp_fastopen_active_disable(sk: TcpSock, now: float) -> None:
     sk.mib["TcpExtTCPFastOpenBlackhole"] += 1
 
 
+def tcp_fastopen_active_detect_blackhole(sk: TcpSock, expired: bool, now: float) -> None:
+    """A time-out of a connection of ours with Fast Open: the third in a row, or the last, says that
+    the way does not bear it."""
+    used = sk.syn_fastopen or sk.syn_data or sk.syn_data_acked
+    if used and (sk.retransmits == 2 or (sk.retransmits < 2 and expired)):
+        tcp_fastopen_active_disable(sk, now)
+
+
 def _cookie_check(sk: TcpSock) -> tuple[bool, bytes | None]:
     """May data go with the SYN, and the SYN's option: None for none, b"" to ask for a cookie."""
     if sk.sk_stack.clock() < sk.net.fastopen_off_until:

@@ -73,6 +73,12 @@ class TcpHash(HashInfo):
         if not bucket.owners and self.bhash.get(bucket.port) is bucket:
             del self.bhash[bucket.port]
 
+    def purge(self) -> None:
+        """The family goes: nothing that has no sock is left (inet_twsk_purge)."""
+        for entry in list(self.ehash.values()):
+            if entry.sk_state == TcpState.TCP_TIME_WAIT:
+                cast("TimeWaitSock", entry).deschedule()
+
     def lookup_listener(
         self,
         net: InetNet,

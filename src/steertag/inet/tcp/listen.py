@@ -236,6 +236,9 @@ def _send_synack(req: RequestSock, now: float, *, tsval: int | None = None) -> b
     stamp = None
     if req.ts_ok:
         stamp = tsval if tsval is not None else tcp_reqsk_tsval(req, now)
+        if req.tsval_first is None:
+            req.tsval_first = stamp
+        req.tsval_last = stamp
     options = emit_options(
         Options(
             mss=_advmss(req),

@@ -24,7 +24,7 @@ from steertag.inet.sock import is_link_local
 from steertag.inet.tcp import fastopen, hash, input, listen, output, reset
 from steertag.inet.tcp.isn import tcp_clock_ms
 from steertag.inet.tcp.sock import TCP_ECN_OK, TCP_RTO_MAX, TCP_TIMEOUT_INIT, tcp_sk
-from steertag.wire.seq import add, after, before, diff
+from steertag.wire.seq import add, after, before, between, diff
 from steertag.wire.tcp import ACK, RST, SYN
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class RequestSock:
         rcv_nxt: behind the SYN, and the data that a Fast Open child took from it.
         mss: what the peer's option allows. rcv_wnd, window_clamp: octets that we offer.
         ts_recent, ts_offset: the peer's timestamp, and what is added to our clock.
+        tsval_first, tsval_last: our timestamps in the first and the latest SYN-ACK.
         acked: the last ACK came and could not be used yet (TCP_DEFER_ACCEPT, full queue).
         num_timeout, num_retrans: expiries of the timer, SYN-ACKs sent again.
         child: of Fast Open; it is the sock that segments find.
@@ -107,6 +108,8 @@ class RequestSock:
         "ts_offset",
         "ts_ok",
         "ts_recent",
+        "tsval_first",
+        "tsval_last",
         "window_clamp",
         "wscale_ok",
     )
@@ -125,6 +128,8 @@ class RequestSock:
         self.ts_ok = options.tsval is not None
         self.ts_recent = options.tsval or 0
         self.ts_offset = 0
+        self.tsval_first: int | None = None
+        self.tsval_last = 0
         self.sack_ok = options.sack_ok
         self.wscale_ok = options.wscale is not None
         self.snd_wscale = options.wscale or 0
@@ -229,12 +234,15 @@ def _paws_and_retransmission(req: RequestSock, seg: Segment, now: float) -> bool
 def _acceptable(req: RequestSock, seg: Segment, now: float) -> bool:
     """PAWS and the window; what is neither is acknowledged, and dropped."""
     reject = _paws_reject(req, seg)
+    echo_reject = _tsecr_reject(req, seg)
     end = add(req.rcv_nxt, req.rcv_wnd)
-    if reject or not in_window(seg, req.rcv_nxt, end):
+    if reject or echo_reject or not in_window(seg, req.rcv_nxt, end):
         if not seg.flags & RST and not _rate_limited(req, seg, now):
             listen.tcp_reqsk_send_ack(req, now)
         if reject:
             req.net.ip.mib["TcpExtPAWSEstab"] += 1
+        elif echo_reject:
+            req.net.ip.mib["TcpExtTSEcrRejected"] += 1
         return False
     if seg.tsval is not None and req.ts_ok and not after(seg.seq, req.rcv_nxt):
         req.ts_recent = seg.tsval
@@ -256,6 +264,18 @@ def _paws_reject(req: RequestSock, seg: Segment) -> bool:
         and req.ts_ok
         and req.ts_recent != 0
         and diff(req.ts_recent, seg.tsval) > 0
+    )
+
+
+def _tsecr_reject(req: RequestSock, seg: Segment) -> bool:
+    """It echoes a timestamp that no SYN-ACK of ours had."""
+    return (
+        seg.tsval is not None
+        and seg.tsecr != 0
+        and req.ts_ok
+        and req.child is None
+        and req.tsval_first is not None
+        and not between(req.tsval_first, seg.tsecr, req.tsval_last)
     )
 
 

@@ -41,6 +41,7 @@ _ROWS: Final[tuple[tuple[str, int, int, int, str], ...]] = (
     ("sack", 1, 0, 1, "selective acknowledgements"),
     ("slow_start_after_idle", 1, 0, 1, "restart the window after idling"),
     ("stdurg", 0, 0, 1, "the urgent pointer as RFC 1122 reads it"),
+    ("syn_linear_timeouts", 4, 0, 127, "time-outs of a SYN before they double"),
     ("syn_retries", 6, 1, 127, "retransmissions of a SYN"),
     ("synack_retries", 5, 0, 255, "retransmissions of a SYN-ACK"),
     ("syncookies", 1, 0, 2, "0 never, 1 when the backlog is full, 2 always"),

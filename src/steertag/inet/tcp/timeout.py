@@ -113,8 +113,10 @@ def _probe0_timed_out(sk: TcpSock, skb: TcpSkb, now: float) -> bool:
 
 
 def _back_off(sk: TcpSock, now: float) -> None:
-    sk.backoff += 1
-    sk.rto = min(sk.rto * 2.0, TCP_RTO_MAX)
+    linear = sk.sk_stack.sysctl["net.ipv4.tcp_syn_linear_timeouts"]
+    if sk.sk_state != TcpState.TCP_SYN_SENT or sk.retransmits > linear:
+        sk.backoff += 1
+        sk.rto = min(sk.rto * 2.0, TCP_RTO_MAX)
     tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, _clamp_to_user_timeout(sk, now), now)
     if retransmits_timed_out(sk, sk.sk_stack.sysctl["net.ipv4.tcp_retries1"] + 1, 0.0, now):
         _doubt_route(sk)
@@ -179,7 +181,10 @@ def tcp_write_timeout(sk: TcpSock, now: float) -> bool:
         if sk.retransmits:
             _doubt_route(sk)
         retry_until = sk.syn_retries or sysctl["net.ipv4.tcp_syn_retries"]
-        expired = sk.retransmits >= retry_until
+        most = retry_until
+        if sk.sk_state == TcpState.TCP_SYN_SENT:
+            most += sysctl["net.ipv4.tcp_syn_linear_timeouts"]
+        expired = sk.retransmits >= most
     else:
         if retransmits_timed_out(sk, sysctl["net.ipv4.tcp_retries1"], 0.0, now):
             _doubt_route(sk)
@@ -192,6 +197,7 @@ def tcp_write_timeout(sk: TcpSock, now: float) -> bool:
                 return True
     if not expired:
         expired = retransmits_timed_out(sk, retry_until, sk.user_timeout, now)
+    fastopen.tcp_fastopen_active_detect_blackhole(sk, expired, now)
     if expired:
         tcp_write_err(sk)
     return expired

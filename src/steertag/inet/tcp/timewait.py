@@ -205,7 +205,7 @@ def tcp_timewait_state_process(tw: TimeWaitSock, packet: Packet, seg: Segment) -
         _new_connection(tw, packet, seg)
         return
     if paws_reject:
-        tw.net.ip.mib["TcpExtPAWSEstab"] += 1
+        tw.net.ip.mib["TcpExtPAWSTimewait"] += 1
     if seg.flags & RST:
         return
     # A FIN again, or something old: acknowledge, and wait anew unless it can only be a duplicate.
