@@ -118,7 +118,7 @@ def tcp_ack(
     una = sk.snd_una
     octets = (seg.ack_seq - una) & _MASK
     if octets >= _HALF:
-        if before(seg.ack_seq, (una - sk.max_window) & _MASK):
+        if before(seg.ack_seq, (una - min(sk.max_window, sk.bytes_acked)) & _MASK):
             return False
         if sack_blocks and sk.sack_ok:
             _old_ack(sk, seg, now, sack_blocks)

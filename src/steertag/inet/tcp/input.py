@@ -341,8 +341,12 @@ def _fin_wait2(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
 def _text(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
     """Steps seven and eight, by state. False: the connection is gone."""
     state = sk.sk_state
-    if state in (TcpState.TCP_FIN_WAIT1, TcpState.TCP_FIN_WAIT2) and (
-        sk.sk_shutdown & RCV_SHUTDOWN
+    if (
+        (
+            state in (TcpState.TCP_FIN_WAIT1, TcpState.TCP_FIN_WAIT2)
+            or before(seg.seq, sk.rcv_nxt)
+        )
+        and sk.sk_shutdown & RCV_SHUTDOWN
         and seg.end_seq != seg.seq
         and after(add(seg.end_seq, -(seg.flags & FIN)), sk.rcv_nxt)
     ):
@@ -566,11 +570,10 @@ def tcp_collapse(sk: TcpSock) -> None:
 
 def _fin(sk: TcpSock, now: float) -> None:
     """The peer sends no more (RFC 9293 section 3.10.7.4, eighth)."""
-    sk.ack_pending = sk.ack_now = True
+    sk.ack_pending = True
     sk.sk_shutdown |= RCV_SHUTDOWN
     sk.done = True
     state = sk.sk_state
-    sk.ofo.purge()
     if state in (TcpState.TCP_SYN_RECV, TcpState.TCP_ESTABLISHED):
         close.tcp_set_state(sk, TcpState.TCP_CLOSE_WAIT)
         sk.pingpong = True
@@ -580,6 +583,7 @@ def _fin(sk: TcpSock, now: float) -> None:
     elif state == TcpState.TCP_FIN_WAIT2:
         output.tcp_send_ack(sk)
         timewait.tcp_time_wait(sk, TcpState.TCP_TIME_WAIT, 0.0)
+    sk.ofo.purge()
     if not sk.sk_flags & SOCK_DEAD:
         sk.sk_state_change(sk)
 

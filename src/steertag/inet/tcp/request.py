@@ -186,6 +186,11 @@ def tcp_check_req(req: RequestSock, packet: Packet, seg: Segment, now: float) ->
         return
     if not _acceptable(req, seg, now):
         return
+    if flags & RST and seg.seq != req.rcv_nxt:
+        # Perhaps a guess: whoever meant it sends it again where it should be (RFC 5961).
+        if not _rate_limited(req, seg, now):
+            listen.tcp_reqsk_send_ack(req, now)
+        return
     if _embryonic_reset(req, seg):
         if not flags & RST:
             reset.tcp_send_reset(req.net.ip, packet, seg)

@@ -262,6 +262,8 @@ def _new_connection(tw: TimeWaitSock, packet: Packet, seg: Segment) -> None:
     """The numbers begin anew, with sequence numbers beyond the old ones, if somebody listens."""
     laddr, lport, raddr, rport = tw.hash_key
     net = tw.net
+    if seg.flags & FIN:
+        return
     listener = tw.tables.lookup_listener(net.ip, laddr, lport, raddr, rport, packet.device.ifindex)
     if listener is None:
         _answer(tw, seg, net.ip.stack.clock(), "TCPACKSkippedTimeWait")
