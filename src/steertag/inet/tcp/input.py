@@ -433,6 +433,7 @@ def _queue_in_order(sk: TcpSock, packet: Packet, skb: RcvSkb, seg: Segment, now:
     if len(skb):
         _own(sk, skb)
         sk.sk_receive_queue.append(skb)
+    if len(seg.payload):
         _event_data_recv(sk, seg, packet, now)
     sk.rcv_nxt = skb.end_seq
     if skb.fin:
