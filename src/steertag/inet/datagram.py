@@ -338,6 +338,8 @@ def datagram_err(sk: DatagramSock, error: IcmpError, dport: int, payload: memory
     """Tell a sock of an ICMP error about what it sent (__udp4_lib_err, raw_err, ping_err)."""
     err, hard = error.errno, error.fatal
     if err == errno.EMSGSIZE:
+        if sk.mtu_discover < c.IP_PMTUDISC_INTERFACE:
+            _learn_mtu(sk, error)
         if sk.mtu_discover == c.IP_PMTUDISC_DONT:
             return
         hard = True
@@ -350,6 +352,16 @@ def datagram_err(sk: DatagramSock, error: IcmpError, dport: int, payload: memory
         return
     sk.sk_err = err
     sk.sk_error_report(sk)
+
+
+def _learn_mtu(sk: DatagramSock, error: IcmpError) -> None:
+    """ipv4_sk_update_pmtu, ip6_sk_update_pmtu."""
+    net = inet_net(sk.sk_stack)
+    try:
+        dst = net.route_output(error.daddr, error.saddr, sk.bound_dev_if)
+    except OSError:
+        return  # the route is gone, and with it what is known of it
+    dst.update_pmtu(error.info)
 
 
 def hears(sk: IpSock, laddr: bytes, raddr: bytes, ifindex: int) -> bool:
