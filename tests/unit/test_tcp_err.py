@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket as std
+import struct
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.inet.script import SYN_OPTIONS, Script, conformance, run
 
 UNREACHABLE, EXCEEDED, PARAMETER = 3, 11, 12
 UNREACHABLE6, TOO_BIG6, EXCEEDED6 = 1, 2, 3
-IP_RECVERR = 11
+IP_RECVERR, MSG_ERRQUEUE = 11, 0x2000
 
 
 def error_of(sock: std.socket) -> int:
@@ -90,6 +91,23 @@ def test_with_ip_recverr_it_is_told(s: Script) -> None:
     s.inject(". 1:1(0) ack 101")
     conn.send(s.octets(10))
     s.expect("P. 101:111(10) ack 1")
+
+
+@conformance()
+def test_with_ip_recverr_the_error_of_a_connect_is_queued(s: Script) -> None:
+    sock = s.socket()
+    sock.setsockopt(std.IPPROTO_IP, IP_RECVERR, 1)
+    s.connect(sock)
+    s.expect("S 0:0(0)")
+    s.icmp(UNREACHABLE, 3)
+    s.writable(sock)
+    data, control, flags, name = sock.recvmsg(100, 200, MSG_ERRQUEUE)
+    assert name == (s.ours, s.flow.port)
+    assert flags & MSG_ERRQUEUE
+    level, kind, value = control[0]
+    assert (level, kind) == (std.IPPROTO_IP, IP_RECVERR)
+    assert struct.unpack_from("=IBBB", value) == (errno.ECONNREFUSED, 2, UNREACHABLE, 3)
+    assert struct.unpack_from("!H", data, 2) == (s.flow.port,)
 
 
 @conformance("ours", sysctls={"net.ipv4.tcp_syn_retries": 1})

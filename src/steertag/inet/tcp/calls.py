@@ -31,6 +31,7 @@ from steertag.family.sock import (
 from steertag.family.socket import Socket
 from steertag.family.sockopt import sock_of
 from steertag.inet.const import (
+    MSG_ERRQUEUE,
     MSG_FASTOPEN,
     MSG_MORE,
     MSG_OOB,
@@ -46,6 +47,7 @@ from steertag.inet.const import (
     SIOCOUTQ,
     SIOCOUTQNSD,
 )
+from steertag.inet.errqueue import recv_error
 from steertag.inet.tcp import cwnd, fastopen, output, window
 from steertag.inet.tcp.ofo import RcvSkb
 from steertag.inet.tcp.skb import TcpSkb
@@ -184,11 +186,15 @@ def _mark_urgent(sk: TcpSock) -> None:
 def tcp_recvmsg(sk: Sock, msg: MsgHdr, flags: int) -> int:
     """Octets of the stream; 0 at its end. MSG_PEEK leaves them, MSG_TRUNC throws them away.
 
+    With MSG_ERRQUEUE what IP_RECVERR has queued, as of a datagram socket.
+
     Raises:
         OSError: EAGAIN; ENOTCONN; the connection's error once what came before it is read; with
             MSG_OOB EINVAL where there is no urgent data, or it was read, or stands in the stream.
     """
     tp = tcp_sk(sk)
+    if flags & MSG_ERRQUEUE:
+        return recv_error(tp, msg, flags)
     if tp.sk_state == TcpState.TCP_LISTEN:
         raise os_error(errno.ENOTCONN)
     msg.msg_flags = 0

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.family.const import TcpState
 from steertag.inet.const import IP_PMTUDISC_DONT, IP_PMTUDISC_INTERFACE, IP_PMTUDISC_OMIT
+from steertag.inet.errqueue import icmp_error
+from steertag.inet.sock import address_text
 from steertag.inet.tcp import close, output, recovery, rtt, timeout, timer
 from steertag.inet.tcp.request import RequestSock
 from steertag.inet.tcp.sock import ICSK_TIME_RETRANS, TCP_RTO_MAX, TCP_TIMEOUT_INIT
@@ -94,6 +96,8 @@ def _sock_err(sk: TcpSock, error: IcmpError, seq: int) -> None:
     accepted = sk.fastopen_rsk is not None and sk.sk_socket is not None
     if sk.sk_state in _OPENING and not accepted:
         # The attempt has failed (RFC 1122 section 4.2.3.9, RFC 5461 section 4).
+        if sk.recverr:
+            icmp_error(sk, error, error.errno, address_text(error.daddr, sk.inet_dport), error.data)
         sk.sk_err = error.errno
         sk.sk_error_report(sk)
         close.tcp_done(sk)
