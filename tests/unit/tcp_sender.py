@@ -18,6 +18,7 @@ from steertag.inet.tcp.cong.registry import (
     tcp_init_congestion_control,
     tcp_set_congestion_control,
 )
+from steertag.inet.tcp.hash import TcpHash
 from steertag.inet.tcp.ofo import OfoQueue
 from steertag.inet.tcp.rtx import RtxQueue
 from steertag.inet.tcp.skb import (
@@ -134,7 +135,7 @@ class Sender:
         self.stack = Stack(clock=self.clock, rng=random.Random(1), load_family=None)
         for table in tcp_tables([1 << 20] * 3, [4096, 1 << 16, 1 << 22], [4096, 1 << 17, 1 << 22]):
             self.stack.sysctl.register(table)
-        prot = Proto(name="T", owner="tests", obj_size=TcpSock)
+        prot = Proto(name="T", owner="tests", obj_size=TcpSock, h=TcpHash())
         self.stack.proto_register(prot)
         sk = sk_alloc(self.stack, 46, prot)
         assert isinstance(sk, TcpSock)

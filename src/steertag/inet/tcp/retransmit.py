@@ -77,15 +77,16 @@ def _send_again(sk: TcpSock, skb: TcpSkb, now: float, limit: int | None) -> bool
 
 def tcp_retransmit_skb(sk: TcpSock, skb: TcpSkb, now: float, limit: int | None = None) -> bool:
     """Send a lost piece again, and count it. False: it could not leave this host."""
-    if not _send_again(sk, skb, now, limit):
-        return False
-    sk.rtx.mark_resent(skb)
+    left = _send_again(sk, skb, now, limit)
+    if left:
+        sk.rtx.mark_resent(skb)
+    # The first attempt counts: patience with a host that can't send ends as with a silent peer.
     if not sk.retrans_stamp:
         sk.retrans_stamp = now
     if sk.undo_retrans < 0:
         sk.undo_retrans = 0
     sk.undo_retrans += (skb.end_seq - skb.seq) & _MASK
-    return True
+    return left
 
 
 def tcp_xmit_retransmit_queue(sk: TcpSock, now: float) -> None:

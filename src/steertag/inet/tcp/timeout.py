@@ -102,14 +102,17 @@ def _shrunk_window(sk: TcpSock, now: float) -> None:
 
 
 def _probe0_timed_out(sk: TcpSock, skb: TcpSkb, now: float) -> bool:
-    """Has the peer with the closed window said nothing for too long?"""
-    limit = sk.user_timeout or TCP_RTO_MAX * 2
-    since = sk.rcv_tstamp
-    if sk.user_timeout and skb.first_sent_at and now - max(since, skb.first_sent_at) > limit:
-        return True
-    return now - since > limit and (
-        not sk.user_timeout or now - (sk.retrans_stamp or skb.sent_at) > limit
-    )
+    """Has the peer with the closed window said nothing for too long?
+
+    With TCP_USER_TIMEOUT answers alone don't do: what was sent is to be acknowledged by then.
+    """
+    waiting = now - (sk.retrans_stamp or skb.sent_at)
+    limit = 2.0 * TCP_RTO_MAX
+    if sk.user_timeout:
+        if waiting > sk.user_timeout:
+            return True
+        limit = min(limit, sk.user_timeout)
+    return now - sk.rcv_tstamp > limit and waiting > limit
 
 
 def _back_off(sk: TcpSock, now: float) -> None:
@@ -343,7 +346,7 @@ def tcp_keepalive_timer(sk: TcpSock) -> None:
         return
     now = sk.sk_stack.clock()
     elapsed = now - max(sk.lrcvtime, sk.rcv_tstamp)
-    if elapsed < idle_time:
+    if elapsed < idle_time - _LEAST:  # not by a rounding error
         tcp_reset_keepalive_timer(sk, idle_time - elapsed)
         return
     if _keepalive_failed(sk, elapsed):
