@@ -40,7 +40,7 @@ def test_an_ack_of_what_was_never_sent_is_not_taken(sender: Sender) -> None:
 
 
 def test_an_ack_older_than_the_largest_window_is_not_taken(sender: Sender) -> None:
-    sender.sk.max_window = 20_000
+    sender.sk.max_window, sender.sk.bytes_acked = 20_000, 100_000
     sender.ack(-20_001)
     assert not sender.taken
     sender.ack(-20_000)
