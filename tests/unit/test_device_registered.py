@@ -173,10 +173,10 @@ def test_the_loopback_receives_super_segments_whole() -> None:
 def test_a_super_segment_may_be_longer_than_the_mtu_and_nothing_else() -> None:
     ours, theirs = memory_link(mtu=1500)
     dev_queue_xmit(ours, *super_segment(4, bytes(60000), 1000))
-    parts, offload = super_segment(4, bytes(65000), 1000)
+    longest, of_longest = super_segment(4, bytes(65000), 1000)
     for parts, offload in (
         super_segment(4, bytes(1500), 0),
-        ([*parts, bytes(600)], offload),
+        ([*longest, bytes(600)], of_longest),
         ([bytes(1501)], None),
     ):
         with pytest.raises(OSError, match="too long"):
