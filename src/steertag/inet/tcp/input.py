@@ -504,14 +504,14 @@ def _event_data_recv(sk: TcpSock, seg: Segment, packet: Packet, now: float) -> N
     since = now - sk.lrcvtime
     sk.lrcvtime = now
     if not sk.ato:
-        output.tcp_enter_quickack_mode(sk, _QUICK_SEGMENTS)
+        output.tcp_incr_quickack(sk, _QUICK_SEGMENTS)
         sk.ato = _ATO_MIN
     elif since <= _ATO_MIN / 2:
         sk.ato = sk.ato / 2 + _ATO_MIN / 2
     elif since < sk.ato:
         sk.ato = min(sk.ato / 2 + since, sk.rto)
     elif since > sk.rto:
-        output.tcp_enter_quickack_mode(sk, _QUICK_SEGMENTS)
+        output.tcp_incr_quickack(sk, _QUICK_SEGMENTS)
     if sk.ecn_flags:
         _ecn_check_ce(sk, packet)
     if length >= 128:
@@ -663,8 +663,11 @@ def _ack_snd_check(sk: TcpSock, now: float) -> None:
         else:
             sk.net.pending_acks.append(sk)
         return
-    if sk.delack_timer.expires is None:
+    timer_at = sk.delack_timer.expires
+    if timer_at is None:
         sk.delack_timer.mod(now + _delay(sk))
+    elif timer_at <= now + sk.ato / 4:  # it is about to expire
+        output.tcp_send_ack(sk)
 
 
 def _delay(sk: TcpSock) -> float:
@@ -672,7 +675,7 @@ def _delay(sk: TcpSock) -> float:
     most = _DELACK_MAX
     if sk.srtt:
         most = min(max(sk.srtt, _ATO_MIN), most)
-    return min(max(sk.ato, _ATO_MIN), most)
+    return min(sk.ato, most)
 
 
 def _window_moves(sk: TcpSock) -> bool:

@@ -344,11 +344,17 @@ def tcp_dsack_set(sk: TcpSock, seq: int, end_seq: int) -> None:
     sk.ofo.set_dsack(seq, end_seq)
 
 
-def tcp_enter_quickack_mode(sk: TcpSock, most: int = 16) -> None:
-    """Acknowledge the next segments at once (tcp_incr_quickack)."""
+def tcp_incr_quickack(sk: TcpSock, most: int = 16) -> None:
+    """Acknowledge the next segments at once, unless the application answers anyway."""
     quick = sk.rcv_wnd // (2 * max(sk.rcv_mss, 1)) or 2
     sk.ack_quick = max(sk.ack_quick, min(quick, most))
+
+
+def tcp_enter_quickack_mode(sk: TcpSock, most: int = 16) -> None:
+    """Acknowledge the next segments at once."""
+    tcp_incr_quickack(sk, most)
     sk.pingpong = False
+    sk.ato = 0.04
 
 
 def tcp_send_active_reset(sk: TcpSock) -> None:

@@ -180,16 +180,16 @@ def tcp_check_req(req: RequestSock, packet: Packet, seg: Segment, now: float) ->
     if not _paws_and_retransmission(req, seg, now):
         return
     flags = seg.flags
+    if flags & RST and seg.seq != req.rcv_nxt:
+        # Perhaps a guess: whoever meant it sends it again where it should be (RFC 5961).
+        if _acceptable(req, seg, now) and not _rate_limited(req, seg, now):
+            listen.tcp_reqsk_send_ack(req, now)
+        return
     if flags & ACK and seg.ack_seq != add(req.snt_isn, 1):
         # For a SYN-ACK that we never sent; the listener knows about cookies.
         listen.tcp_listen_rcv(req.listener, packet, seg, now)
         return
     if not _acceptable(req, seg, now):
-        return
-    if flags & RST and seg.seq != req.rcv_nxt:
-        # Perhaps a guess: whoever meant it sends it again where it should be (RFC 5961).
-        if not _rate_limited(req, seg, now):
-            listen.tcp_reqsk_send_ack(req, now)
         return
     if _embryonic_reset(req, seg):
         if not flags & RST:

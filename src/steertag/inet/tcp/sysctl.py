@@ -11,7 +11,7 @@ _PREFIX: Final = "net.ipv4.tcp_"
 # name, default, least, most, meaning
 _ROWS: Final[tuple[tuple[str, int, int, int, str], ...]] = (
     ("abort_on_overflow", 0, 0, 1, "answer a full accept queue with RST"),
-    ("challenge_ack_limit", 1000, 0, INT_MAX, "challenge ACKs a second, of the whole Stack"),
+    ("challenge_ack_limit", INT_MAX, 0, INT_MAX, "challenge ACKs a second, of the whole Stack"),
     ("dsack", 1, 0, 1, "report duplicates with D-SACK"),
     ("early_retrans", 3, 0, 4, "3 or more: tail loss probes"),
     ("ecn", 2, 0, 2, "0 never, 1 ask and accept, 2 accept"),
