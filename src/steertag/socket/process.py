@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket as std
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -104,8 +105,9 @@ class ProcessSocket(socket):
             self.close()
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        # Nothing was set up if the constructor raised.
-        if not getattr(self, "_closed", True):
+        # Nothing was set up if the constructor raised. While the interpreter ends, a daemon thread
+        # may have been stopped with the Stack's lock in its hands.
+        if not getattr(self, "_closed", True) and not sys.is_finalizing():
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
             self._io_refs = 0
             self.close()
