@@ -50,6 +50,11 @@ class Host:
             for name, value in counters.items()
         }
 
+    def device(self, name: str) -> Device:
+        found = self.stack.devices[name]
+        assert isinstance(found, Device)
+        return found
+
     def socket(self, kind: int = std.SOCK_DGRAM, proto: int = 0) -> Any:  # noqa: ANN401  # as std's
         sock = socket(AF_INET_NEW_TCP, kind, proto, stack=self.stack)
         sock.setblocking(False)

@@ -81,7 +81,7 @@ def parse_udp(packet: bytes) -> Datagram:
     assert length == len(body)
     valid = checksum(pseudo(source, dest, UDP, length) + body) == 0xFFFF if check else None
     kind = std.AF_INET if len(source) == 4 else std.AF_INET6
-    texts = (std.inet_ntop(kind, each) for each in (source, dest))
+    texts = std.inet_ntop(kind, source), std.inet_ntop(kind, dest)
     return Datagram(*texts, sport, dport, bytes(body[8:]), valid, ttl, tos)
 
 

@@ -157,13 +157,13 @@ def test_disconnecting_keeps_what_bind_named() -> None:
 def test_link_local_addresses_go_with_their_interface() -> None:
     with two_hosts() as (near, far):
         for side, device in ((near, "mem0"), (far, "mem1")):
-            side.net.addr_add(side.stack.devices[device], f"fe80::{1 if side is near else 2}/64")
-        index = far.stack.devices["mem1"].ifindex
+            side.net.addr_add(side.device(device), f"fe80::{1 if side is near else 2}/64")
+        index = far.device("mem1").ifindex
         server, client = far.socket(), near.socket()
         server.bind(("fe80::2%mem1", 5000))
         assert server.getsockname() == ("fe80::2", 5000, 0, index)
         expect_errno(lambda: client.sendto(b"x", ("fe80::2", 5000)), errno.EINVAL)
-        client.sendto(b"x", ("fe80::2", 5000, 0, near.stack.devices["mem0"].ifindex))
+        client.sendto(b"x", ("fe80::2", 5000, 0, near.device("mem0").ifindex))
         data, name = server.recvfrom(9)
         assert (data, name[0], name[3]) == (b"x", "fe80::1", index)
         server.sendto(b"back", name)

@@ -6,6 +6,7 @@ import errno
 import random
 import socket as std
 import struct
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -252,7 +253,7 @@ def test_a_small_datagram_of_a_large_frame_keeps_little_memory() -> None:
 @pytest.mark.parametrize("features", [0, NETIF_F_ALL], ids=["bare", "offload"])
 def test_segments_cross_a_link_whole_or_cut(version: int, features: int) -> None:
     with two_hosts() as (near, far):
-        near.stack.devices["mem0"].features = features  # type: ignore[attr-defined]
+        near.device("mem0").features = features
         server, whole, client = far.socket(), far.socket(), near.socket()
         server.bind(("", 5000))
         whole.bind(("", 5001))
@@ -326,9 +327,7 @@ def test_options_and_ancillary_data_shape_the_header(version: int) -> None:
 def test_the_source_may_be_chosen_for_one_datagram(version: int) -> None:
     with wire(version) as link:
         other = "10.0.0.77" if version == 4 else "fd00::77"
-        link.host.net.addr_add(
-            link.host.stack.devices["mem0"], f"{other}/{24 if version == 4 else 64}"
-        )  # type: ignore[arg-type]
+        link.host.net.addr_add(link.host.device("mem0"), f"{other}/{24 if version == 4 else 64}")
         sock = link.host.socket()
         for source, want in (
             (other, other),
@@ -339,7 +338,7 @@ def test_the_source_may_be_chosen_for_one_datagram(version: int) -> None:
                 control = [(c.SOL_IP, c.IP_PKTINFO, info)]
             else:
                 control = [(c.SOL_IPV6, c.IPV6_PKTINFO, struct.pack("=16sI", packed(source), 0))]
-            send = lambda cmsg=control: sock.sendmsg([b"x"], cmsg, 0, (link.far, 53))  # noqa: E731
+            send = partial(sock.sendmsg, [b"x"], control, 0, (link.far, 53))
             if want is None:
                 expect_errno(send, errno.EINVAL)
             else:
