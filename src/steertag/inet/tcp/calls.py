@@ -139,9 +139,9 @@ def _append(sk: TcpSock, msg: MsgHdr, done: int, total: int, nonagle: int) -> in
         if cost > sk.sk_forward_alloc and not _wmem_schedule(sk, cost):
             return done
         if count >= _LARGE:
-            buffer = pool.take()
-            data: Buffer = memoryview(buffer)[:count]
-            msg.read_into(done, data)
+            room = memoryview(pool.take())[:count]
+            msg.read_into(done, room)
+            data: Buffer = room
         else:
             data = msg.read(done, count)
         if tail is None:
