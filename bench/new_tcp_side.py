@@ -219,7 +219,10 @@ def measure(device: str, address: str, port: int, job: str, arguments: list[floa
         def hold() -> Conn:
             return create_connection((address, port + 1), family=AF_INET_NEW_TCP, stack=stack)
 
-    hold().close()  # what the first connection alone costs: imports, routes
+    hold().close()  # what the first connection alone costs: imports, routes, observers
+    for thread in threading.enumerate():
+        if thread.name == "steertag-observers":
+            thread.join()
     if job == "send":
         return throughput(connect, SINK, int(arguments[0]), arguments[1])
     if job == "receive":

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 T = TypeVar("T")
+# Plain ints: an operation on the standard library's IntFlag costs more than the call around it.
+MSG_DONTWAIT: Final = int(std.MSG_DONTWAIT)
+MSG_PEEK: Final = int(std.MSG_PEEK)
+MSG_WAITALL: Final = int(std.MSG_WAITALL)
+SOCK_STREAM: Final = int(std.SOCK_STREAM)
 _CHUNK: Final = 256 * 1024
 _TURN: Final = 256 * 1024
 """Octets that sendall hands over in one go, before it looks what came meanwhile."""
@@ -215,7 +220,7 @@ class ProcessSocket(socket):
             return call()
         except BlockingIOError:
             # As in the standard library, MSG_DONTWAIT does not shorten a timeout.
-            if self._timeout == 0.0 or (self._timeout is None and flags & std.MSG_DONTWAIT):
+            if self._timeout == 0.0 or (self._timeout is None and flags & MSG_DONTWAIT):
                 raise
         limit = self._timeout
         if limit is None:
@@ -308,10 +313,13 @@ class ProcessSocket(socket):
 
     def _receive(self, msg: MsgHdr, flags: int) -> int:
         sock = self._live().sock
-        call_flags = flags & ~(std.MSG_WAITALL | std.MSG_DONTWAIT)
+        if not flags:
+            return self._retry(lambda: net.sock_recvmsg(sock, msg, 0), READ)
+        flags = int(flags)
+        call_flags = flags & ~(MSG_WAITALL | MSG_DONTWAIT)
         count = self._retry(lambda: net.sock_recvmsg(sock, msg, call_flags), READ, flags)
-        wait_all = flags & std.MSG_WAITALL and not flags & std.MSG_PEEK
-        if not wait_all or sock.type != std.SOCK_STREAM:
+        wait_all = flags & MSG_WAITALL and not flags & MSG_PEEK
+        if not wait_all or sock.type != SOCK_STREAM:
             return count
         room = msg.length
         while 0 < count < room:
@@ -377,12 +385,12 @@ class ProcessSocket(socket):
     def _send(self, msg: MsgHdr) -> int:
         """Octets taken: all of a stream's if the socket blocks without a timeout, as the kernel."""
         sock = self._live().sock
-        flags = msg.msg_flags
-        msg.msg_flags &= ~std.MSG_DONTWAIT
+        flags = int(msg.msg_flags)
+        msg.msg_flags = flags & ~MSG_DONTWAIT
         sent = self._retry(lambda: net.sock_sendmsg(sock, msg), WRITE, flags)
         total = msg.length
-        patient = self._timeout is None and not flags & std.MSG_DONTWAIT
-        while sent < total and patient and sock.type == std.SOCK_STREAM:
+        patient = self._timeout is None and not flags & MSG_DONTWAIT
+        while sent < total and patient and sock.type == SOCK_STREAM:
             rest = MsgHdr(_rest(msg.msg_iov, sent), flags=msg.msg_flags)
             try:
                 sent += self._retry(lambda m=rest: net.sock_sendmsg(sock, m), WRITE)  # type: ignore[misc]
@@ -397,7 +405,7 @@ class ProcessSocket(socket):
         """Send all of it; the timeout is for the whole. After an error nobody knows how much."""
         view = memoryview(data).cast("B")
         sock = self._live().sock
-        impatient = self._timeout is None and flags & std.MSG_DONTWAIT
+        impatient = self._timeout is None and flags & MSG_DONTWAIT
         deadline = deadline_after(self._timeout)
         sent = 0
         while True:
@@ -463,7 +471,7 @@ class ProcessSocket(socket):
         """Send a file from `offset` to its end, or `count` octets; its position moves along."""
         if "b" not in getattr(file, "mode", "b"):
             raise ValueError("file should be opened in binary mode")
-        if self.type != std.SOCK_STREAM:
+        if self.type != SOCK_STREAM:
             raise ValueError("only SOCK_STREAM type sockets are supported")
         if count is not None and count <= 0:
             raise ValueError(f"count must be a positive integer (got {count!r})")
