@@ -31,7 +31,8 @@ def stack() -> Stack:
 
 def is_there(stack: Stack, kind: int, level: int, number: int) -> bool:
     """Whether the option can be set or read."""
-    with socket.socket(AF_INET_NEW_TCP, kind, stack=stack) as sock:
+    protocol = const.IPPROTO_RAW if kind == socket.SOCK_RAW else 0
+    with socket.socket(AF_INET_NEW_TCP, kind, protocol, stack=stack) as sock:
         for call in (
             lambda: sock.getsockopt(level, number),
             lambda: sock.setsockopt(level, number, b""),
