@@ -62,11 +62,13 @@ def _time_wait(s: Script) -> None:
 def _close_wait(s: Script) -> None:
     s.accepted(SYN)
     s.inject("F. 1:1(0) ack 1")
+    s.expect(". 1:1(0) ack 2", within=0.3)
 
 
 def _last_ack(s: Script) -> None:
     conn = s.accepted(SYN)
     s.inject("F. 1:1(0) ack 1")
+    s.expect(". 1:1(0) ack 2", within=0.3)
     conn.close()
 
 

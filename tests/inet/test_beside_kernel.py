@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.inet.packets import LETTERS, Tcp, emit
+from tests.inet.packets import ACK, LETTERS, RST, Tcp, emit
 from tests.inet.script import Kernel, Script, Side
 from tests.inet.states import STATES
 
@@ -78,7 +78,7 @@ class Sides:
             segment.source, segment.dest = s.ours, s.theirs
             segment.sport, segment.dport = s.flow.port, s.flow.their_port
             side.inject(emit(segment))
-            answers = [_brief(packet) for packet in s.skip(0 if side.exact else 0.0015)]
+            answers = [_brief(packet, s) for packet in s.skip(0 if side.exact else 0.0015)]
             return answers + list(_calls(s))
         finally:
             s.close()
@@ -86,10 +86,22 @@ class Sides:
                 pass
 
 
-def _brief(packet: Tcp) -> str:
+def _brief(packet: Tcp, s: Script) -> str:
+    if packet.flags == RST | ACK and not (packet.seq + (s.flow.their_isn or 0)) & MASK:
+        return f"R. of 0, ack {packet.ack}"
     letters = "".join(letter for letter, bit in LETTERS.items() if packet.flags & bit)
     letters = letters.replace("P", "")
     return f"{letters} {packet.seq}:{packet.length} ack {packet.ack} sack {packet.sacks}"
+
+
+def _differs_on_purpose(state: str, case: Case, ours: list[str], kernel: list[str]) -> bool:
+    """What we do otherwise, knowing it."""
+    flags = case[0]
+    if state == "FIN_WAIT2 of an orphan" and "R" in flags:
+        # The kernel acknowledges a RST outside of the window in this state only; RFC 9293 section
+        # 3.10.7.4 has it dropped.
+        return ours == kernel[1:] and kernel[0].startswith(". ")
+    return False
 
 
 def _calls(s: Script) -> Iterator[str]:
@@ -116,9 +128,9 @@ def test_a_segment_out_of_place_is_answered_as_the_kernel_does(state: str, sides
     wrong = []
     for case in cases(state):
         ours = sides.answer(sides.ours, state, case)
-        for _ in range(3):  # it may stall, and then send something again
+        for _ in range(8):  # it may stall, and then send something again
             kernel = sides.answer(sides.kernel, state, case)
-            if kernel == ours:
+            if kernel == ours or _differs_on_purpose(state, case, ours, kernel):
                 break
         else:
             wrong.append(f"{case}: ours {ours}, the kernel's {kernel}")
