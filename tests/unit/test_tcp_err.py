@@ -171,6 +171,24 @@ def test_a_larger_path_mtu_than_ours_changes_nothing(s: Script) -> None:
     s.expect(". 1449:2897(1448) ack 1")
 
 
+@conformance()
+def test_an_mtu_of_less_than_552_counts_as_552(s: Script) -> None:
+    conn = s.accepted()
+    conn.send(s.octets(1448))
+    s.expect("P. 1:1449(1448) ack 1")
+    s.icmp(UNREACHABLE, 4, 100)
+    s.expect(". 1:501(500) ack 1")
+
+
+@conformance(v=(6,))
+def test_an_mtu_of_less_than_1280_counts_for_nothing(s: Script) -> None:
+    conn = s.accepted()
+    conn.send(s.octets(1428))
+    s.expect("P. 1:1429(1428) ack 1")
+    s.icmp(TOO_BIG6, 0, 600)
+    s.nothing(0.05)
+
+
 @conformance("ours")
 def test_host_unreachable_undoes_one_step_of_the_back_off(s: Script) -> None:
     conn = s.accepted(rtt=0.01)
