@@ -30,8 +30,10 @@ def netstat(stack: Stack, statistics: bool, zeros: bool, pid: int | None, as_jso
 
     if not statistics:
         raise click.UsageError("say -s for the counters; `stag sockets` lists the sockets")
-    own = stack if pid is None or pid == os.getpid() else None
-    found = listing.owned(own, ask("netstat", pid))
+    if pid == os.getpid():
+        found = listing.owned(stack)
+    else:
+        found = listing.owned(stack if pid is None else None, ask("netstat", pid))
     if as_json:
         click.echo(json.dumps(listing.as_json(found, zeros=zeros), indent=2))
     elif found:
