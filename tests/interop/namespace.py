@@ -44,17 +44,22 @@ class Running:
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
         self.process = process
-        self._said: list[str] = []
+        self._said = ""
+        self._unread = b""
 
     def line(self, timeout: float = PATIENCE) -> str:
         """The next line of its standard output."""
         assert self.process.stdout is not None
+        fd = self.process.stdout.fileno()
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            line = self.process.stdout.readline() if selector.select(timeout) else ""
-        if not line:
-            raise AssertionError(f"{self.name} said nothing more: {self.stop()}")
-        self._said.append(line)
+            selector.register(fd, selectors.EVENT_READ)
+            while b"\n" not in self._unread:
+                octets = os.read(fd, 65536) if selector.select(timeout) else b""
+                if not octets:
+                    raise AssertionError(f"{self.name} said nothing more: {self.stop()}")
+                self._unread += octets
+        octets, _, self._unread = self._unread.partition(b"\n")
+        self._said += (line := octets.decode() + "\n")
         return line
 
     def object(self, timeout: float = PATIENCE) -> dict[str, Any]:
@@ -76,7 +81,7 @@ class Running:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} goes on and on: {self.stop()}") from None
         assert self.process.returncode == 0, f"{self.name}: {self.process.returncode}\n{out}{err}"
-        return out
+        return self._unread.decode() + out
 
     def stop(self) -> str:
         """End it, however; what it still said, for a message."""
@@ -87,7 +92,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()
-        return f"code {self.process.returncode}\n{''.join(self._said)}{out}{err}"
+        return f"code {self.process.returncode}\n{self._said}{self._unread.decode()}{out}{err}"
 
 
 class Namespace:
