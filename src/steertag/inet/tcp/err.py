@@ -18,6 +18,7 @@ from steertag.inet.tcp import close, output, recovery, rtt, timeout, timer
 from steertag.inet.tcp.request import RequestSock
 from steertag.inet.tcp.sock import ICSK_TIME_RETRANS, TCP_RTO_MAX, TCP_TIMEOUT_INIT
 from steertag.inet.tcp.timewait import TimeWaitSock
+from steertag.wire import icmp, icmpv6
 from steertag.wire.seq import between
 
 if TYPE_CHECKING:
@@ -28,13 +29,8 @@ if TYPE_CHECKING:
 _QUOTED: Final = struct.Struct("!HHI")
 """Source port, destination port, sequence number: what every ICMP error quotes."""
 _OPENING: Final = (TcpState.TCP_SYN_SENT, TcpState.TCP_SYN_RECV)
-_DEST_UNREACH: Final = {4: 3, 6: 1}
-_TOO_BIG: Final = {(4, 3, 4), (6, 2, 0)}
-"""(version, type, code) of errors that tell the path's MTU."""
-_NO_ROUTE: Final = {(4, 3, 0), (4, 3, 1), (6, 1, 0)}
-"""Those that say the way is broken, which may heal: they undo a back-off (RFC 6069)."""
-_KILLS_REQUEST: Final = {(4, 3, 0), (4, 3, 1)}
-_KILLS_REQUEST_TYPES: Final = {(4, 11), (4, 12)}
+_NO_ROUTE4: Final = (icmp.NET_UNREACH, icmp.HOST_UNREACH)
+"""Codes that say the way is broken, which may heal: they undo a back-off (RFC 6069)."""
 
 
 def tcp_error_handler(net: TcpNet) -> Callable[[IcmpError], None]:
@@ -80,18 +76,29 @@ def _request_err(net: TcpNet, req: RequestSock, error: IcmpError, seq: int) -> N
 def _ends_request(error: IcmpError) -> bool:
     if error.family == 6:
         return error.fatal
-    kind = (error.family, error.type)
-    return kind in _KILLS_REQUEST_TYPES or (*kind, error.code) in _KILLS_REQUEST
+    return error.type in (icmp.TIME_EXCEEDED, icmp.PARAMETERPROB) or _is_no_route(error)
+
+
+def _is_no_route(error: IcmpError) -> bool:
+    if error.family == 4:
+        return error.type == icmp.DEST_UNREACH and error.code in _NO_ROUTE4
+    return error.type == icmpv6.DEST_UNREACH and error.code == icmpv6.NOROUTE
+
+
+def _is_too_big(error: IcmpError) -> bool:
+    """It tells the path's MTU."""
+    if error.family == 4:
+        return error.type == icmp.DEST_UNREACH and error.code == icmp.FRAG_NEEDED
+    return error.type == icmpv6.PKT_TOOBIG
 
 
 def _sock_err(sk: TcpSock, error: IcmpError, seq: int) -> None:
-    kind = (error.family, error.type, error.code)
-    if kind in _TOO_BIG or (error.family == 6 and error.type == 2):
+    if _is_too_big(error):
         tcp_mtu_reduced(sk, error.info)
         return
     if not error.errno:
         return
-    if kind in _NO_ROUTE and sk.fastopen_rsk is None:
+    if _is_no_route(error) and sk.fastopen_rsk is None:
         tcp_ld_rto_revert(sk, seq)
     accepted = sk.fastopen_rsk is not None and sk.sk_socket is not None
     if sk.sk_state in _OPENING and not accepted:

@@ -19,7 +19,7 @@ from steertag.inet.sock import addr_conflict, addr_covers
 from steertag.inet.tcp.isn import keyed_hash, secure_port_offset
 
 if TYPE_CHECKING:
-    from steertag.inet.tcp.listen import RequestSock
+    from steertag.inet.tcp.request import RequestSock
     from steertag.inet.tcp.sock import TcpSock
     from steertag.inet.tcp.timewait import TimeWaitSock
 

@@ -7,16 +7,15 @@ which SYN cookies take over (syncookies.py); children by the accept queue.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from steertag.family.const import TcpState
 from steertag.family.inet import inet_csk_accept, inet_csk_destroy_sock
 from steertag.family.sock import sk_acceptq_is_full, sk_acceptq_removed, sock_orphan
 from steertag.inet.sock import is_link_local
-from steertag.inet.tcp import close, fastopen, reset, syncookies
+from steertag.inet.tcp import close, connect, fastopen, reset, syncookies
 from steertag.inet.tcp.isn import secure_tcp_seq, secure_tcp_ts_off
 from steertag.inet.tcp.request import (
-    TCP_NEW_SYN_RECV,
     RequestSock,
     tcp_child_process,
     tcp_reqsk_tsval,
@@ -32,20 +31,6 @@ if TYPE_CHECKING:
     from steertag.inet.tcp.sock import TcpSock
     from steertag.wire.tcp import Segment
 
-__all__ = [
-    "TCP_NEW_SYN_RECV",
-    "RequestSock",
-    "inet_csk_listen_stop",
-    "inet_rtx_syn_ack",
-    "reqsk_timer_handler",
-    "tcp_accept",
-    "tcp_conn_request",
-    "tcp_listen_rcv",
-    "tcp_reqsk_send_ack",
-]
-
-_MSS_DEFAULT: Final = {4: 536, 16: 1220}
-"""What a peer without the MSS option takes, by octets of its address (RFC 9293 3.7.1)."""
 
 tcp_accept = inet_csk_accept
 """`Proto.accept`. Raises EINVAL if it does not listen, EAGAIN if no connection waits."""
@@ -152,7 +137,7 @@ def _syn_options(sk: TcpSock, seg: Segment, addr_len: int) -> Options:
     """The SYN's options, those left out that a sysctl forbids."""
     options = seg.all_options()
     sysctl = sk.sk_stack.sysctl
-    default = _MSS_DEFAULT[addr_len]
+    default = connect.MSS_DEFAULT[addr_len]
     mss = options.mss if options.mss else default
     options.mss = min(mss, sk.user_mss) if sk.user_mss else mss
     if not sysctl["net.ipv4.tcp_timestamps"]:

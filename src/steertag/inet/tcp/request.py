@@ -24,7 +24,7 @@ from steertag.inet.sock import is_link_local
 from steertag.inet.tcp import fastopen, hash, input, listen, output, reset
 from steertag.inet.tcp.isn import tcp_clock_ms
 from steertag.inet.tcp.sock import TCP_ECN_OK, TCP_RTO_MAX, TCP_TIMEOUT_INIT, tcp_sk
-from steertag.wire.seq import add, after, before, between, diff
+from steertag.wire.seq import add, after, between, diff
 from steertag.wire.tcp import ACK, RST, SYN
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _acceptable(req: RequestSock, seg: Segment, now: float) -> bool:
     reject = _paws_reject(req, seg)
     echo_reject = _tsecr_reject(req, seg)
     end = add(req.rcv_nxt, req.rcv_wnd)
-    if reject or echo_reject or not in_window(seg, req.rcv_nxt, end):
+    if reject or echo_reject or not reset.in_window(seg, req.rcv_nxt, end):
         if not seg.flags & RST and not _rate_limited(req, seg, now):
             listen.tcp_reqsk_send_ack(req, now)
         if reject:
@@ -290,13 +290,6 @@ def _rate_limited(req: RequestSock, seg: Segment, now: float) -> bool:
         return True
     req.last_oow_ack_time = now
     return False
-
-
-def in_window(seg: Segment, left: int, right: int) -> bool:
-    """At least one number of the segment lies in the window (tcp_in_window)."""
-    if seg.seq == left or (after(seg.end_seq, left) and before(seg.seq, right)):
-        return True
-    return seg.seq == right and seg.seq == seg.end_seq
 
 
 def _overflow(req: RequestSock, packet: Packet, seg: Segment) -> None:

@@ -10,6 +10,7 @@ from steertag.inet.const import IPPROTO_TCP
 from steertag.inet.ip.packet import PACKET_HOST
 from steertag.inet.sock import BROADCAST, is_link_local, is_multicast, is_wildcard
 from steertag.inet.tcp import output
+from steertag.wire.seq import after, before
 from steertag.wire.tcp import ACK, CHECKSUM_AT, RST, SYN, emit, timestamps_option
 
 if TYPE_CHECKING:
@@ -109,6 +110,13 @@ def tcp_send_reset(net: InetNet, packet: Packet, seg: Segment) -> None:
         oif=ifindex_of(packet) if is_link_local(packet.saddr) else 0,
     ):
         net.mib["TcpOutRsts"] += 1
+
+
+def in_window(seg: Segment, left: int, right: int) -> bool:
+    """At least one number of the segment lies in the window (tcp_in_window)."""
+    if seg.seq == left or (after(seg.end_seq, left) and before(seg.seq, right)):
+        return True
+    return seg.seq == right and seg.seq == seg.end_seq
 
 
 # -- limits ---------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from steertag.inet.mib import Mib
     from steertag.inet.tcp.cong.registry import CongestionOps
     from steertag.inet.tcp.hash import BindBucket, Key
-    from steertag.inet.tcp.listen import RequestSock
     from steertag.inet.tcp.net import TcpNet
     from steertag.inet.tcp.ofo import OfoQueue
+    from steertag.inet.tcp.request import RequestSock
     from steertag.inet.tcp.rtx import RtxQueue
 
 # icsk_pending: what the one retransmit timer is set for (net/inet_connection_sock.h)

@@ -218,7 +218,7 @@ def _fin_wait2(
     tw: TimeWaitSock, packet: Packet, seg: Segment, now: float, paws_reject: bool
 ) -> None:
     """Nobody is there any more to read; the peer's FIN is what is waited for."""
-    if paws_reject or not _in_window(seg, tw.rcv_nxt, add(tw.rcv_nxt, tw.rcv_wnd)):
+    if paws_reject or not reset.in_window(seg, tw.rcv_nxt, add(tw.rcv_nxt, tw.rcv_wnd)):
         if not seg.flags & RST:
             _answer(tw, seg, now, "TCPACKSkippedFinWait2")
         return
@@ -249,13 +249,6 @@ def _paws_reject(tw: TimeWaitSock, seg: Segment, now: float) -> bool:
         return False
     # A RST whose clock has stood still for a minute is let through (tcp_paws_reject).
     return not (seg.flags & RST and now - tw.ts_recent_at >= 60.0)
-
-
-def _in_window(seg: Segment, left: int, right: int) -> bool:
-    """At least one octet of the segment lies in the window (tcp_in_window)."""
-    if seg.seq == left or (after(seg.end_seq, left) and before(seg.seq, right)):
-        return True
-    return seg.seq == right and seg.seq == seg.end_seq
 
 
 def _new_connection(tw: TimeWaitSock, packet: Packet, seg: Segment) -> None:
