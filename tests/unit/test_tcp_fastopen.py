@@ -11,7 +11,7 @@ from tests.inet.script import SYN_OPTIONS, Script, conformance
 SERVER: Final[dict[str, int | str]] = {"net.ipv4.tcp_fastopen": 3}
 OPTIONS = "mss 1460,sackOK,TS val 1000 ecr 0,wscale 7"
 MSG_FASTOPEN = 0x20000000
-TCP_FASTOPEN, TCP_FASTOPEN_CONNECT = 23, 30
+TCP_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE = 23, 30, 34
 
 
 def cookie_of(s: Script) -> str:
@@ -66,6 +66,24 @@ def test_data_in_a_syn_with_a_good_cookie_is_accepted_at_once(s: Script) -> None
     s.inject(". 101:101(0) ack 51")
     s.inject("P. 101:111(10) ack 51")
     s.expect(". 51:51(0) ack 111")
+
+
+@conformance(sysctls={"net.ipv4.tcp_fastopen": 0x602})
+def test_a_sysctl_turns_it_on_for_every_listener_and_does_without_cookies(s: Script) -> None:
+    listener = s.listener()
+    syn(s, 100, None)
+    s.expect("S. 0:0(0) ack 101")
+    assert s.accept(listener).recv(1000) == s.octets(100)
+
+
+@conformance(sysctls=SERVER)
+def test_a_listener_may_do_without_cookies(s: Script) -> None:
+    listener = s.listener(TCP_FASTOPEN=5)
+    listener.setsockopt(std.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+    assert listener.getsockopt(std.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE) == 1
+    syn(s, 100, None)
+    s.expect("S. 0:0(0) ack 101")
+    assert s.accept(listener).recv(1000) == s.octets(100)
 
 
 @conformance(sysctls=SERVER)

@@ -36,6 +36,7 @@ TFO_CLIENT_ENABLE: Final = 1
 TFO_SERVER_ENABLE: Final = 2
 TFO_CLIENT_NO_COOKIE: Final = 4
 TFO_SERVER_COOKIE_NOT_REQD: Final = 0x200
+TFO_SERVER_WO_SOCKOPT: Final = 0x400
 
 # tcpi_fastopen_client_fail
 TFO_STATUS_UNSPEC: Final = 0
@@ -246,9 +247,12 @@ def tcp_fastopen_cookie(secret: bytes, laddr: bytes, raddr: bytes) -> bytes:
 
 def _queue_check(sk: TcpSock) -> bool:
     """The listener wants Fast Open, and not too many children wait for their last ACK."""
-    if not sk.fastopen_qmax:
+    most = sk.fastopen_qmax
+    if not most and sk.sk_stack.sysctl["net.ipv4.tcp_fastopen"] & TFO_SERVER_WO_SOCKOPT:
+        most = sk.sk_max_ack_backlog
+    if not most:
         return False
-    if sk.fastopen_qlen >= sk.fastopen_qmax:
+    if sk.fastopen_qlen >= most:
         sk.mib["TcpExtTCPFastOpenListenOverflow"] += 1
         return False
     return True

@@ -17,6 +17,7 @@ from steertag.inet.const import (
     TCP_DEFER_ACCEPT,
     TCP_FASTOPEN,
     TCP_FASTOPEN_CONNECT,
+    TCP_FASTOPEN_NO_COOKIE,
     TCP_INFO,
     TCP_INQ,
     TCP_KEEPCNT,
@@ -154,6 +155,13 @@ def _set_fastopen_connect(sk: TcpSock, value: Value) -> None:
     sk.fastopen_connect = bool(number)
 
 
+def _set_fastopen_no_cookie(sk: TcpSock, value: Value) -> None:
+    number = _within(value, 0, 1)
+    if sk.sk_state not in _CLOSED_OR_LISTENING:
+        raise os_error(errno.EINVAL)
+    sk.fastopen_no_cookie = bool(number)
+
+
 def _set_congestion(sk: TcpSock, value: Value) -> None:
     if not isinstance(value, bytes):
         raise os_error(errno.EINVAL, "TCP_CONGESTION takes a name")
@@ -188,6 +196,7 @@ _SET: Final[dict[int, Callable[[TcpSock, Value], None]]] = {
     TCP_USER_TIMEOUT: _set_user_timeout,
     TCP_FASTOPEN: _set_fastopen,
     TCP_FASTOPEN_CONNECT: _set_fastopen_connect,
+    TCP_FASTOPEN_NO_COOKIE: _set_fastopen_no_cookie,
     TCP_CONGESTION: _set_congestion,
     TCP_SAVE_SYN: _set_save_syn,
     TCP_NOTSENT_LOWAT: _set_notsent_lowat,
@@ -223,6 +232,7 @@ _GET: Final[dict[int, Callable[[TcpSock], int | bytes]]] = {
     TCP_USER_TIMEOUT: lambda sk: int(sk.user_timeout * 1000),
     TCP_FASTOPEN: lambda sk: sk.fastopen_qmax,
     TCP_FASTOPEN_CONNECT: lambda sk: int(sk.fastopen_connect),
+    TCP_FASTOPEN_NO_COOKIE: lambda sk: int(sk.fastopen_no_cookie),
     TCP_CONGESTION: lambda sk: sk.ca.name.encode().ljust(16, b"\0"),
     TCP_SAVE_SYN: lambda sk: sk.save_syn,
     TCP_SAVED_SYN: _take_saved_syn,

@@ -15,7 +15,7 @@ _ROWS: Final[tuple[tuple[str, int, int, int, str], ...]] = (
     ("dsack", 1, 0, 1, "report duplicates with D-SACK"),
     ("early_retrans", 3, 0, 4, "3 or more: tail loss probes"),
     ("ecn", 2, 0, 2, "0 never, 1 ask and accept, 2 accept"),
-    ("fastopen", 1, 0, 0x407, "bits: 1 client, 2 server, 4 client without cookie"),
+    ("fastopen", 1, 0, 0x607, "bits: 1 client, 2 server, 4 client without cookie"),
     ("ecn_fallback", 1, 0, 1, "a SYN that is sent again does not ask for ECN"),
     ("fastopen_blackhole_timeout_sec", 0, 0, INT_MAX, "no Fast Open so long after it was lost"),
     ("fin_timeout", 60, 1, 3600, "seconds that an orphan stays in FIN-WAIT-2"),
