@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,16 @@ def test_short_buffers_sum_up_as_by_the_book(octets: bytes) -> None:
     assert partial(memoryview(octets)) == by_the_book(octets)
 
 
+@pytest.fixture(params=["plain", "numpy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(checksums, "_sum_long", None)
+    if request.param == "numpy":
+        pytest.importorskip("numpy", reason="needs numpy")
+        assert checksums.prepare()
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("length", [1499, 1500, 1501, 1502, 1503, 9000, 65535])
 def test_long_buffers_sum_up_as_by_the_book(length: int) -> None:
     octets = bytes(at * 7919 + (at >> 8) & 0xFF for at in range(length))
@@ -55,11 +67,11 @@ def test_long_buffers_sum_up_as_by_the_book(length: int) -> None:
     assert partial(bytes(length)) == 0
 
 
-def test_without_numpy_long_buffers_sum_up_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    octets = bytes(at * 31 & 0xFF for at in range(5001))
-    expected = partial(octets)
-    monkeypatch.setattr(checksums, "_long_sum", lambda: None)
-    assert partial(octets) == expected == by_the_book(octets)
+def test_without_numpy_nothing_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksums, "_sum_long", None)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert not checksums.prepare()
+    assert partial(b"\1" * 5000) == by_the_book(b"\1" * 5000)
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(0, 0xFFFF))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache
-from typing import Final
+from typing import Any, Final
 
 Buffer = bytes | bytearray | memoryview
 
-_LONG: Final = 1500
-"""Octets from which numpy, where it is installed, is the faster way."""
+LONG: Final = 1500
+"""Octets from which numpy is the faster way, once `prepare` has been called."""
+_sum_long: Callable[[Buffer], int] | None = None
 
 
 def fold(total: int) -> int:
@@ -26,10 +26,8 @@ def fold(total: int) -> int:
 def partial(data: Buffer) -> int:
     """The folded sum of a buffer; an octet left over at the end counts as followed by a zero."""
     length = len(data)
-    if length >= _LONG:
-        long_sum = _long_sum()
-        if long_sum is not None:
-            return long_sum(data)
+    if length >= LONG and _sum_long is not None:
+        return _sum_long(data)
     total = int.from_bytes(data, "big")
     if length & 1:
         total <<= 8
@@ -72,24 +70,33 @@ def pseudo_v6(saddr: bytes, daddr: bytes, protocol: int, length: int) -> int:
     return total % 0xFFFF or (total and 0xFFFF)
 
 
-@cache
-def _long_sum() -> Callable[[Buffer], int] | None:
-    """Vectorised `partial`, or None without numpy. Imported when first a long buffer comes."""
-    try:
-        numpy = importlib.import_module("numpy")
-    except ImportError:
-        return None
-    frombuffer, reduce, wide = numpy.frombuffer, numpy.add.reduce, numpy.uint64
+def prepare() -> bool:
+    """Have long buffers summed up by numpy from now on; False if it is not installed.
 
-    def long_sum(data: Buffer) -> int:
-        length = len(data)
-        words = length >> 2
+    The import takes its time, so it is for whoever opens a device that leaves checksums to software
+    and carries long packets, not for the first such packet.
+    """
+    global _sum_long
+    if _sum_long is None:
+        try:
+            numpy = importlib.import_module("numpy")
+        except ImportError:
+            return False
+        _sum_long = _vectorised(numpy.frombuffer, numpy.add.reduce, numpy.uint64)
+    return True
+
+
+def _vectorised(frombuffer: Any, reduce: Any, wide: Any) -> Callable[[Buffer], int]:  # noqa: ANN401
+    """`partial` for long buffers."""
+
+    def sum_long(data: Buffer) -> int:
+        words = len(data) >> 2
         # 32-bit words: 2**32 is 1 modulo 0xFFFF too. The order of octets does not matter to the
         # sum but for a swap of its own octets at the end (RFC 1071 section 2 (B)).
         total = int(reduce(frombuffer(data, "<u4", words), dtype=wide))
-        if length & 3:
+        if len(data) & 3:
             total += int.from_bytes(data[words << 2 :], "little")
         total = total % 0xFFFF or (total and 0xFFFF)
         return (total << 8 | total >> 8) & 0xFFFF
 
-    return long_sum
+    return sum_long

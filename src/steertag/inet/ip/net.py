@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from steertag.device.base import (
+    NETIF_F_HW_CSUM,
     Device,
     register_netdevice,
     unregister_netdevice,
@@ -36,6 +37,7 @@ from steertag.inet.ip.pmtu import PmtuCache
 from steertag.inet.ip.route import RTN_BROADCAST, RTN_MULTICAST, RTN_UNICAST, FibTable, Route
 from steertag.inet.ip.sysctl import IpSysctl
 from steertag.inet.mib import Mib
+from steertag.wire import checksum
 from steertag.wire.ethernet import ADDRESS_LEN, BROADCAST, multicast_v4, multicast_v6
 
 if TYPE_CHECKING:
@@ -104,6 +106,8 @@ class InetNet:
             if device.name in self.stack.devices:
                 raise os_error(errno.EEXIST, f"device {device.name}")
             device.up = up
+            if device.mtu > checksum.LONG and not device.features & NETIF_F_HW_CSUM:
+                checksum.prepare()
             indev = self._devices[device] = InDevice(self, device)
             self.bump_genid()
             # Registration may take in what has come already: the addresses have to be there.
