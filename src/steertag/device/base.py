@@ -177,9 +177,10 @@ def register_netdevice(
     """Have `receive(frame)` called for every frame, with the Stack's lock held.
 
     A turn takes at most sysctl net.core.netdev_budget frames, or TURN_OCTETS, so that a flood does
-    not keep the Stack from its other work; `complete()` is called when it is over (napi_complete). Where the
-    device verifies no checksums (NETIF_F_RXCSUM), segments of a TCP flow that came in one turn are
-    joined before. A frame that is not valid (WireError, ProtocolError) is counted in `rx_errors`.
+    not keep the Stack from its other work; `complete()` is called when it is over (napi_complete).
+    Where the device verifies no checksums (NETIF_F_RXCSUM), segments of a TCP flow that came in one
+    turn are joined before. A frame that is not valid (WireError, ProtocolError) is counted in
+    `rx_errors`.
 
     Raises:
         OSError: EEXIST, a device of that name is there.

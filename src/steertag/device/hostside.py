@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,6 +21,8 @@ _NLMSG: Final = struct.Struct("=IHHII")
 _NLMSG_ERROR: Final = 2
 _RTM_NEWLINK: Final = 16
 _RTM_NEWADDR: Final = 20
+_RTM_NEWROUTE: Final = 24
+_RTM_GETROUTE: Final = 26
 _NLM_F_REQUEST: Final = 0x1
 _NLM_F_ACK: Final = 0x4
 _NLM_F_REPLACE: Final = 0x100
@@ -27,6 +30,9 @@ _NLM_F_CREATE: Final = 0x400
 
 _IFINFO: Final = struct.Struct("=BxHiII")
 _IFADDR: Final = struct.Struct("=BBBBI")
+_ROUTE: Final = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+_RTN_LOCAL: Final = 2
+_RTA_DST: Final = 1
 _RTATTR: Final = struct.Struct("=HH")
 _IFF_UP: Final = 1
 _IFLA_MTU: Final = 4
@@ -34,6 +40,10 @@ _IFLA_TXQLEN: Final = 13
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_F_NODAD: Final = 2
+
+_SETTLES: Final = 1.0
+"""Seconds to wait, at most, for the kernel to take packets for an address that it was given."""
+_LOOK: Final = 1e-3
 
 TX_QUEUE_LEN: Final = 10000
 """Frames that wait for us: a burst of the kernel's should not be lost while we are not looking."""
@@ -51,7 +61,7 @@ def configure(
 
     Args:
         addresses: with their prefix lengths, as "10.9.0.1/24"; IPv6 ones are used at once, without
-            duplicate address detection.
+            duplicate address detection. When this returns the kernel takes packets for them.
         mtu: octets; None leaves it.
 
     Raises:
@@ -64,8 +74,11 @@ def configure(
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.bind((0, 0))
         _set_link(netlink, name, index, mtu, txqueuelen, up)
-        for address in addresses:
-            _add_address(netlink, name, index, address)
+        added = [_add_address(netlink, name, index, address) for address in addresses]
+        if up:
+            deadline = time.monotonic() + _SETTLES
+            for packed in added:
+                _settle(netlink, packed, deadline)
 
 
 def loopback_up() -> None:
@@ -89,7 +102,7 @@ def _set_link(
     _request(netlink, _RTM_NEWLINK, 0, body, f"interface {name}")
 
 
-def _add_address(netlink: socket.socket, name: str, index: int, address: str) -> None:
+def _add_address(netlink: socket.socket, name: str, index: int, address: str) -> bytes:
     interface = ipaddress.ip_interface(address)
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     packed = interface.ip.packed
@@ -97,6 +110,23 @@ def _add_address(netlink: socket.socket, name: str, index: int, address: str) ->
     body += _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
     flags = _NLM_F_CREATE | _NLM_F_REPLACE
     _request(netlink, _RTM_NEWADDR, flags, body, f"address {address} of {name}")
+    return packed
+
+
+def _settle(netlink: socket.socket, packed: bytes, deadline: float) -> None:
+    """Wait until an address is local: of IPv6 the kernel sees to that later, in a work queue."""
+    if len(packed) == 4:
+        return
+    family, bits = socket.AF_INET6, 8 * len(packed)
+    body = _ROUTE.pack(family, bits, 0, 0, 0, 0, 0, 0, 0) + _attribute(_RTA_DST, packed)
+    length = _NLMSG.size + len(body)
+    while time.monotonic() < deadline:
+        netlink.send(_NLMSG.pack(length, _RTM_GETROUTE, _NLM_F_REQUEST, 1, 0) + body)
+        answer = netlink.recv(65536)
+        is_route = _NLMSG.unpack_from(answer)[1] == _RTM_NEWROUTE
+        if is_route and _ROUTE.unpack_from(answer, _NLMSG.size)[7] == _RTN_LOCAL:
+            return
+        time.sleep(_LOOK)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
