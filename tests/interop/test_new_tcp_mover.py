@@ -131,34 +131,37 @@ def test_a_server_with_an_address_asks_for_a_token(
 
 def test_rping_pings_both_ways(network: Namespace) -> None:
     ours = network.start(*STAG, "rping", "-s", "-p", "7174", *over(DEVICE), "--json")
-    assert "listening" in heard(ours)
+    wait_listening(ours)
     report = stag(network, "rping", "-c", "-a", OURS, "-C", "5", "-V")
     assert report["pings"] == 5
     ours.wait()
     hosts = network.start(*STAG, "rping", "-s", "-p", "7175", "--json")
-    assert "listening" in heard(hosts)
+    wait_listening(hosts)
     client = ("rping", "-c", "-a", HOSTS, "-p", "7175", "-C", "5", "-V")
     assert stag(network, *client, *over(DEVICE))["pings"] == 5
 
 
 def test_ucmatose_connects_by_the_dozen(network: Namespace) -> None:
     ours = network.start(*STAG, "ucmatose", *over(DEVICE), "-c", "12", "--json")
-    assert "listening" in heard(ours)
+    wait_listening(ours)
     report = stag(network, "ucmatose", "-s", OURS, "-c", "12")
     assert report["received"] == 120
 
 
-def heard(running: Running) -> str:
-    """The first line of a command's standard error."""
+def wait_listening(running: Running) -> None:
+    """Until a command says that it listens, on standard error."""
     assert running.process.stderr is not None
-    return running.process.stderr.readline()
+    for line in running.process.stderr:
+        if "listening" in line:
+            return
+    raise AssertionError(running.stop())
 
 
 def test_the_benchmark_measures_over_it(network: Namespace) -> None:
     report = stag(network, "bench", "write", "-s", "64K", "-n", "50", "-r", "1", *over(DEVICE))
     assert report["rdma"]["gb_per_s"] > 0
     assert report["raw"]["gb_per_s"] > 0
-    assert report["staged_bytes"] == 0
+    assert report["staged_bytes"] < 64 * 1024
 
 
 # --- programs, and what the environment says ----------------------------------------------------
