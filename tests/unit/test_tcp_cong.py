@@ -18,6 +18,7 @@ from steertag.inet.tcp.cong.registry import (
     tcp_set_default_congestion_control,
     tcp_unregister_congestion_control,
 )
+from steertag.inet.tcp.cwnd import tcp_slow_start_after_idle_check
 from tests.unit.tcp_sender import MSS, Sender
 
 
@@ -285,7 +286,8 @@ def test_idle_time_is_no_time_of_the_curve() -> None:
     sk.lsndtime = sender.clock.now
     before = sender.clock.now - sk.ca_priv.epoch
     sender.clock.now += 60.0
-    sk.ca.cwnd_event(sk, 0)
+    sender.stack.sysctl["net.ipv4.tcp_slow_start_after_idle"] = 0
+    tcp_slow_start_after_idle_check(sk, sender.clock.now)
     assert sender.clock.now - sk.ca_priv.epoch == pytest.approx(before)
 
 

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steertag.inet.tcp.cong.ops import CA_EVENT_COMPLETE_CWR, CA_EVENT_CWND_RESTART
+from steertag.inet.tcp.cong.ops import (
+    CA_EVENT_COMPLETE_CWR,
+    CA_EVENT_CWND_RESTART,
+    CA_EVENT_TX_START,
+)
 from steertag.inet.tcp.rtx import tcp_any_retrans_done, tcp_packets_in_flight
 from steertag.inet.tcp.sock import (
     INFINITE_SSTHRESH,
@@ -190,10 +194,9 @@ def tcp_cwnd_restart(sk: TcpSock, now: float) -> None:
 
 
 def tcp_slow_start_after_idle_check(sk: TcpSock, now: float) -> None:
-    """Before new data is sent: restart if nothing was sent for longer than the RTO."""
-    if (
-        not sk.rtx
-        and now - sk.lsndtime > sk.rto
-        and sk.sk_stack.sysctl["net.ipv4.tcp_slow_start_after_idle"]
-    ):
+    """Before new data is queued behind nothing: restart after more than an RTO of idleness."""
+    if sk.rtx.skbs or not sk.lsndtime:
+        return
+    sk.ca.cwnd_event(sk, CA_EVENT_TX_START)
+    if now - sk.lsndtime > sk.rto and sk.sk_stack.sysctl["net.ipv4.tcp_slow_start_after_idle"]:
         tcp_cwnd_restart(sk, now)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # cwnd_event (enum tcp_ca_event)
 CA_EVENT_TX_START: Final = 0
-"""The first transmission when nothing is in flight."""
+"""New data, and nothing in flight: `sk.lsndtime` says since when."""
 CA_EVENT_CWND_RESTART: Final = 1
 """The window is reduced after idling."""
 CA_EVENT_COMPLETE_CWR: Final = 2
