@@ -27,7 +27,6 @@ from steertag.inet.sock import (
     ANY4,
     ANY6,
     IpSock,
-    Name,
     addr_covers,
     address_text,
     is_link_local,
@@ -211,7 +210,7 @@ def cookie_of(sk: IpSock, msg: MsgHdr) -> Cookie:
     return cookie
 
 
-def fits(sk: DatagramSock, dst: Dst, dontfrag: bool, length: int, name: Name) -> bool:
+def fits(sk: DatagramSock, dst: Dst, dontfrag: bool, length: int, port: int) -> bool:
     """May a packet with `length` octets behind the IP header go, and with Don't Fragment set?
 
     Returns whether it is set; if not, the packet may be cut here or on the way.
@@ -226,7 +225,7 @@ def fits(sk: DatagramSock, dst: Dst, dontfrag: bool, length: int, name: Name) ->
     may_cut = (how < c.IP_PMTUDISC_DO or how == c.IP_PMTUDISC_OMIT) and not dontfrag
     limit = _MAX_PACKET if dst.family == 4 else _MAX_PACKET + header
     if header + length > limit or not (whole or may_cut):
-        local_error(sk, dst.family, errno.EMSGSIZE, name, mtu)
+        local_error(sk, dst.family, errno.EMSGSIZE, address_text(dst.daddr, port), mtu)
         raise os_error(errno.EMSGSIZE)
     if how in (c.IP_PMTUDISC_DO, c.IP_PMTUDISC_PROBE):
         return True

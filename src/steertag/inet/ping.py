@@ -37,7 +37,6 @@ from steertag.inet.datagram import (
 )
 from steertag.inet.ip.net import InetNet, inet_net
 from steertag.inet.ip.packet import l4_checksum_ok
-from steertag.inet.sock import address_text
 from steertag.inet.sockopt import ip_getsockopt, ip_setsockopt
 from steertag.inet.udp import datagram_ioctl
 from steertag.wire.checksum import checksum, partial
@@ -234,7 +233,7 @@ def ping_sendmsg(sk: Sock, msg: MsgHdr) -> int:
     cookie.flowlabel = flowlabel
     dst = route(ping, daddr, cookie, oif)
     check_sendable(ping)
-    df = fits(ping, dst, cookie.dontfrag, length, address_text(daddr, 0))
+    df = fits(ping, dst, cookie.dontfrag, length, 0)
     _HEADER.pack_into(octets, 0, kind, 0, 0, ping.inet_num, number)
     pseudo = 0 if dst.family == 4 else dst.pseudo(c.IPPROTO_ICMPV6, length)
     value = checksum(octets, initial=pseudo)

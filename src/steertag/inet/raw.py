@@ -37,7 +37,6 @@ from steertag.inet.datagram import (
     xmit,
 )
 from steertag.inet.ip.net import InetNet, inet_net
-from steertag.inet.sock import address_text
 from steertag.inet.sockopt import Value, ip_getsockopt, ip_setsockopt
 from steertag.inet.udp import datagram_ioctl
 from steertag.wire.checksum import checksum, partial, pseudo_v6
@@ -260,7 +259,7 @@ def raw_sendmsg(sk: Sock, msg: MsgHdr) -> int:
 def _send(
     sk: RawSock, dst: Dst, cookie: Cookie, parts: list[Buffer], length: int, port: int
 ) -> None:
-    df = fits(sk, dst, cookie.dontfrag, length, address_text(dst.daddr, port))
+    df = fits(sk, dst, cookie.dontfrag, length, port)
     if dst.family == 6 and sk.checksum_at >= 0:
         parts = [_summed(sk, dst, parts, length)]
     xmit(sk, dst, cookie, parts, sk.inet_num, df)

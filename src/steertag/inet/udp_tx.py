@@ -12,7 +12,6 @@ from steertag.inet import const as c
 from steertag.inet.cmsg import Cookie
 from steertag.inet.datagram import check_sendable, cookie_of, destination, fits, route, xmit
 from steertag.inet.ip.net import inet_net
-from steertag.inet.sock import address_text
 from steertag.inet.udp_table import UdpSock, udp_sk
 from steertag.wire.udp import CHECKSUM_AT, HEADER, HEADER_LEN
 
@@ -30,14 +29,13 @@ class Cork:
     """A datagram that waits for more of its payload.
 
     Attributes:
-        daddr, dport, dst, cookie: as its first part was sent. parts: copies of the payload.
+        dport, dst, cookie: as its first part was sent. parts: copies of the payload.
         length: octets of it, charged to the sock's `sk_wmem_alloc`.
     """
 
-    __slots__ = ("cookie", "daddr", "dport", "dst", "length", "parts")
+    __slots__ = ("cookie", "dport", "dst", "length", "parts")
 
-    def __init__(self, daddr: bytes, dport: int, dst: Dst, cookie: Cookie) -> None:
-        self.daddr = daddr
+    def __init__(self, dport: int, dst: Dst, cookie: Cookie) -> None:
         self.dport = dport
         self.dst = dst
         self.cookie = cookie
@@ -85,9 +83,9 @@ def udp_sendmsg(sk: Sock, msg: MsgHdr) -> int:
         if flags & c.MSG_PROBE and not length:
             return 0
     if up.cork_on or flags & c.MSG_MORE:
-        up.cork = Cork(daddr, dport, dst, cookie)
+        up.cork = Cork(dport, dst, cookie)
         return _append(up, msg, length)
-    _send(up, daddr, dport, dst, cookie, list(msg.msg_iov), length)
+    _send(up, dport, dst, cookie, list(msg.msg_iov), length)
     return length
 
 
@@ -116,7 +114,7 @@ def udp_push_pending_frames(sk: UdpSock) -> None:
         return
     udp_flush_pending_frames(sk)
     parts: list[Buffer] = list(cork.parts)
-    _send(sk, cork.daddr, cork.dport, cork.dst, cork.cookie, parts, cork.length)
+    _send(sk, cork.dport, cork.dst, cork.cookie, parts, cork.length)
 
 
 def udp_flush_pending_frames(sk: UdpSock) -> None:
@@ -131,7 +129,6 @@ def udp_flush_pending_frames(sk: UdpSock) -> None:
 
 def _send(
     sk: UdpSock,
-    daddr: bytes,
     dport: int,
     dst: Dst,
     cookie: Cookie,
@@ -145,8 +142,7 @@ def _send(
         df = True
         offload = Offload(0, CHECKSUM_AT, GSO_UDP_L4, cookie.gso_size, HEADER_LEN)
     else:
-        name = address_text(daddr, dport)
-        df = fits(sk, dst, cookie.dontfrag, total, name)
+        df = fits(sk, dst, cookie.dontfrag, total, dport)
         offload = Offload(0, CHECKSUM_AT, GSO_NONE, 0, HEADER_LEN)
     value = 0
     if _no_checksum(sk, dst):
