@@ -32,10 +32,6 @@ _MASK = 0xFFFFFFFF
 _HALF = 0x80000000
 
 
-def tcp_in_slow_start(sk: TcpSock) -> bool:
-    return sk.cwnd < sk.ssthresh
-
-
 def tcp_in_cwnd_reduction(sk: TcpSock) -> bool:
     return sk.ca_state == TCP_CA_CWR or sk.ca_state == TCP_CA_RECOVERY
 

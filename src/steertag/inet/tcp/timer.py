@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 TCP_TIMEOUT_MIN: Final = 0.002
 """Seconds that a timer which is finer than the RTO is given at least."""
-TCP_DELACK_MAX: Final = 0.2
 _LEAST: Final = 0.001
 _MASK: Final = 0xFFFFFFFF
 
@@ -128,12 +127,6 @@ def tcp_schedule_loss_probe(sk: TcpSock, now: float, advancing_rto: bool = False
     return True
 
 
-def tcp_set_xmit_timer(sk: TcpSock, now: float) -> None:
-    """After an acknowledgement: a loss probe if there is to be one, else the RTO."""
-    if not tcp_schedule_loss_probe(sk, now, True):
-        tcp_rearm_rto(sk, now)
-
-
 # -- zero windows -------------------------------------------------------------------------------
 
 
@@ -160,10 +153,6 @@ def tcp_clamp_probe0_to_user_timeout(sk: TcpSock, when: float, now: float) -> fl
 
 def tcp_reset_keepalive_timer(sk: TcpSock, seconds: float) -> None:
     sk.keepalive_timer.mod(sk.sk_stack.clock() + seconds)
-
-
-def tcp_delete_keepalive_timer(sk: TcpSock) -> None:
-    sk.keepalive_timer.delete()
 
 
 def tcp_set_keepalive(sk: TcpSock, on: bool) -> None:

@@ -71,10 +71,6 @@ class CongestionOps:
         """The reduction was a mistake: the window to go back to, octets."""
         return max(sk.cwnd, sk.prior_cwnd)
 
-    def get_info(self, sk: TcpSock) -> bytes:
-        """What TCP_CC_INFO says: the algorithm's own structure, or nothing."""
-        return b""
-
 
 def tcp_slow_start(sk: TcpSock, acked: int) -> int:
     """Grow by what was acknowledged (RFC 5681 section 3.1), no further than the threshold.
