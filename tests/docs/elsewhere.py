@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
+_THERE_BEFORE: Final = (
+    "tests/interop/test_new_tcp_mover.py::"
+    "test_an_interface_that_was_there_before_is_used_without_any_right_and_stays"
+)
 ELSEWHERE: Final[dict[str, str]] = {
     "pip install uv": ".ci/run: pip install",
     "pip install uv && uv run stag demo": ".ci/run: step demo uv run stag demo",
@@ -15,6 +19,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "unshare -Urn": (
         "tests/interop/test_new_tcp_mover.py::test_a_namespace_of_anybody_s_own_will_do"
     ),
+    'ip tuntap add dev stag0 mode tun user "$USER" vnet_hdr': _THERE_BEFORE,
+    "ip address add 10.9.0.1/24 dev stag0": _THERE_BEFORE,
+    "ip link set stag0 up": _THERE_BEFORE,
     "uv run pytest": ".ci/run: step tests uv run pytest",
     "uv run pytest -m bench -s": ".ci/run: step bench uv run pytest -m bench -s",
     "uv run python bench/ucx.py": "tests/bench/test_beside_peers.py::test_the_rnic_beside_ucx",

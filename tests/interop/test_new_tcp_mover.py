@@ -24,6 +24,7 @@ OURS: Final = "10.9.0.2"
 HOSTS: Final = "10.9.0.1"
 DEVICE: Final = f"tun:stag0,{OURS}/24,host={HOSTS}/24,via={HOSTS}"
 SECOND: Final = "tun:stag1,10.9.1.2/24,host=10.9.1.1/24,via=10.9.1.1"
+POWERLESS: Final = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
 FAULTS: Final = "loss=1%,duplicate=1%,corrupt=1%,reorder=1%,delay=1ms,seed=5"
 
 
@@ -205,15 +206,18 @@ def test_a_description_in_the_environment_that_is_none_is_told(network: Namespac
     assert "no address" in err.splitlines()[-1]
 
 
-def test_an_interface_that_was_there_before_is_used_and_stays(
+def test_an_interface_that_was_there_before_is_used_without_any_right_and_stays(
     network: Namespace, directories: tuple[Path, Path]
 ) -> None:
+    """What a page has root do once, and a user from then on."""
     served, here = directories
     data = make_file(served / "file", 100)
-    network.ip("tuntap", "add", "dev", "stag0", "mode", "tun", "vnet_hdr")
+    network.ip("tuntap", "add", "dev", "stag0", "mode", "tun", "user", "root", "vnet_hdr")
     network.ip("address", "add", f"{HOSTS}/24", "dev", "stag0")
     network.ip("link", "set", "stag0", "up", "mtu", "4000")
-    running, url = serve(network, served, *over(f"tun:stag0,{OURS}/24"))
+    options = ("--no-auth", "--json", *over(f"tun:stag0,{OURS}/24,via={HOSTS}"))
+    running = network.start(*POWERLESS, *STAG, "serve", served, *options)
+    url = running.object()["url"]
     stag(network, "get", f"{url}file", here)
     assert (here / "file").read_bytes() == data
     running.stop()
@@ -227,8 +231,7 @@ def test_outside_of_a_namespace_one_line_says_what_is_missing(tmp_path: Path) ->
     """As somebody without rights, in the machine's own network: nothing is changed there."""
     if os.geteuid() != 0:
         pytest.skip("not possible here: it takes root to be somebody else")
-    drop = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--no-new-privs")
-    command = [*drop, *STAG, "serve", str(tmp_path), *over(DEVICE)]
+    command = [*POWERLESS, *STAG, "serve", str(tmp_path), *over(DEVICE)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1, done
     assert len(done.stderr.splitlines()) == 1
