@@ -58,13 +58,13 @@ def test_a_file_goes_there_and_back_over_every_path(
 
 
 @pytest.mark.parametrize("path", ["rdma-write", "rdma-read"])
-def test_no_octet_of_an_rdma_transfer_is_staged(
+def test_of_an_rdma_transfer_only_the_messages_that_steer_it_are_staged(
     stack: Stack, served: Path, here: Path, path: str
 ) -> None:
     make_file(served / "file", SIZE)
     with pair(served, stack, "127.0.0.1") as (_, client):
         report = client.fetch("file", here / "file", Request(path))
-    assert report.own.staged_bytes == 0
+    assert report.own.staged_bytes < 4096
 
 
 def test_a_server_without_rdma_is_told_of_as_loudly_as_ever(
