@@ -454,6 +454,10 @@ class NetDriver:
             self.stack.opened(self)
         except OSError as exc:
             _LOG.warning("steertag: %s", exc)
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            # The interpreter ends, and what is loaded then can't be: nobody will observe anything.
 
     def _start(self) -> None:
         if self._closed:
