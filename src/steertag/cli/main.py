@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "protocols": ("steertag.cli.stack:protocols", "List protocols, as /proc/net/protocols does."),
     "sockets": ("steertag.cli.stack:sockets", "List a Stack's sockets, as ss does."),
     "netstat": ("steertag.cli.netstat:netstat", "Print a Stack's counters, as netstat -s."),
+    "ping": ("steertag.cli.ping:ping", "Ping a host from steertag's own TCP/IP."),
     "link": ("steertag.cli.link:link", "List a Stack's network devices, as ip -s link."),
     "sysctl": ("steertag.cli.stack:sysctl", "Read and set a Stack's parameters."),
     "completion": ("steertag.cli.completion:completion", "Print a shell completion script."),
