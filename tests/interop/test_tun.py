@@ -139,6 +139,15 @@ def test_names_are_given_chosen_and_free_again(network: Namespace) -> None:
     assert "lo" in message
 
 
+def test_an_interface_that_was_there_before_is_used_and_stays(network: Namespace) -> None:
+    found = scene(network, "persistent")
+    assert found["features"] == [True, False, True]
+    assert found["received"] == 60
+    code, message = found["wrong_kind"]
+    assert code == errno.EINVAL
+    assert "keep0" in message
+
+
 def test_without_the_right_to_it_the_error_says_what_to_do(network: Namespace) -> None:
     require_tool("unshare")
     # A user namespace of its own has no rights in a network namespace that is another's.

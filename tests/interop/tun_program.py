@@ -278,6 +278,24 @@ def naming() -> dict[str, object]:
     return found
 
 
+def persistent() -> dict[str, object]:
+    """An interface that was there before, used with and without offload."""
+    os.system("ip tuntap add dev keep0 mode tun")
+    features = []
+    for offload in (True, False, True):
+        device = TunDevice("keep0", offload=offload)
+        configure("keep0", ON_HOST)
+        features.append(device.features > 0)
+        device.transmit([bytes((0x45, *bytes(19)))])
+        device.close()
+    (shown,) = json.loads(os.popen("ip -j -s link show keep0").read())
+    return {
+        "features": features,
+        "received": shown["stats64"]["rx"]["bytes"],
+        "wrong_kind": refused(lambda: TapDevice("keep0")),
+    }
+
+
 def forbidden() -> dict[str, object]:
     return {"tun": refused(lambda: TunDevice("mine0")), "tap": refused(TapDevice)}
 
@@ -318,7 +336,7 @@ def host_side() -> dict[str, object]:
     }
 
 
-PLAIN = {"naming": naming, "forbidden": forbidden, "host_side": host_side}
+PLAIN = {"naming": naming, "persistent": persistent, "forbidden": forbidden, "host_side": host_side}
 
 
 def main() -> None:
