@@ -110,7 +110,8 @@ class Clock:
 
 
 class Net:
-    def __init__(self) -> None:
+    def __init__(self, stack: Stack) -> None:
+        self.early_retrans = stack.sysctl.table("net.ipv4.tcp_early_retrans").data
         self.pending_acks: list[TcpSock] = []
 
 
@@ -147,7 +148,7 @@ class Sender:
         self.stack.generic["inet"] = OneRoute(self.route)
         sk.dst = self.route  # type: ignore[assignment]
         sk.mib = Mib()
-        sk.net = Net()  # type: ignore[assignment]
+        sk.net = Net(self.stack)  # type: ignore[assignment]
         sk.rtx, sk.ofo = RtxQueue(sk), OfoQueue()
         sk.inet_saddr, sk.inet_daddr = self.route.saddr, self.route.daddr
         sk.inet_num, sk.inet_dport = 1, 2

@@ -59,6 +59,8 @@ _SENDING: Final = (TcpState.TCP_ESTABLISHED, TcpState.TCP_CLOSE_WAIT)
 _OPENING: Final = (TcpState.TCP_SYN_SENT, TcpState.TCP_SYN_RECV)
 _LARGE: Final = 16384
 """Octets from which a pooled buffer is better than fresh memory."""
+_PUSH_EVERY: Final = 4
+"""Super-segments that are copied before they are sent: few enough to be in the cache still."""
 _MOST_PARTS: Final = 64
 """Small pieces that one super-segment is gathered of, before they are joined."""
 
@@ -157,8 +159,8 @@ def _append(sk: TcpSock, msg: MsgHdr, done: int, total: int, nonagle: int) -> in
         sk.sk_wmem_queued += cost
         sk_mem_charge(sk, cost)
         done += count
-        if tail.length >= goal and done < total:
-            # On its way while the next is copied.
+        if tail.length >= goal and done < total and len(queue) >= _PUSH_EVERY:
+            # On their way while the next are copied.
             tail.flags |= PSH
             output.tcp_push_pending_frames(sk, TCP_NAGLE_PUSH)
     return done

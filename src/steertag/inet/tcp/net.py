@@ -23,6 +23,8 @@ class TcpNet:
     Attributes:
         ip: the network layer below.
         pool: buffers for large pieces of what is sent.
+        early_retrans: the parameter of that name, read for every piece that is sent.
+        held_acks: connections with an acknowledgement to take in at the end of the device's turn.
         pending_acks: connections that acknowledge at the end of the device's turn.
         hash: who has which port and which connection; `Proto.h`.
         challenge_at, challenge_left: the second that challenge ACKs are counted in, and how many
@@ -35,10 +37,12 @@ class TcpNet:
     __slots__ = (
         "challenge_at",
         "challenge_left",
+        "early_retrans",
         "fastopen_cache",
         "fastopen_off_times",
         "fastopen_off_until",
         "hash",
+        "held_acks",
         "ip",
         "pending_acks",
         "pool",
@@ -46,7 +50,9 @@ class TcpNet:
 
     def __init__(self, ip: InetNet) -> None:
         self.ip = ip
+        self.early_retrans = ip.stack.sysctl.table("net.ipv4.tcp_early_retrans").data
         self.pool = BufferPool(_PIECE)
+        self.held_acks: list[TcpSock] = []
         self.pending_acks: list[TcpSock] = []
         self.hash = TcpHash()
         self.challenge_at = -1

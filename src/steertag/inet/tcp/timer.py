@@ -108,7 +108,7 @@ def tcp_schedule_loss_probe(sk: TcpSock, now: float, advancing_rto: bool = False
     skbs = sk.rtx.skbs
     if not skbs or sk.fastopen_rsk is not None:
         return False
-    if sk.sk_stack.sysctl["net.ipv4.tcp_early_retrans"] < 3:
+    if sk.net.early_retrans[0] < 3:
         return False
     srtt = sk.srtt
     if srtt:
