@@ -24,8 +24,8 @@ FILE: Final = Path(__file__).with_name("goodput.json")
 RATE: Final = 1_250_000
 """Octets a second of the bottleneck: 10 Mbit/s."""
 SIZE: Final = 1_000_000
-RTTS: Final = (0.002, 0.02, 0.1, 0.3)
-LOSSES: Final = (0.0, 0.001, 0.01, 0.05)
+RTTS: Final = (0.004, 0.02, 0.1, 0.3)
+LOSSES: Final = (0.0, 0.005, 0.02, 0.05)
 BUFFERS: Final = (15_000, 60_000, 240_000)
 ALGORITHMS: Final = ("cubic", "reno")
 LIMIT: Final = 3600.0
