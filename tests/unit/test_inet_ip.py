@@ -11,9 +11,10 @@ from steertag.device import Offload, loopback
 from steertag.inet.ip.addr import parse
 from steertag.inet.ip.net import inet_net
 from steertag.wire import icmp, icmpv6
+from steertag.wire.arp import Arp
 from steertag.wire.ipv4 import DF, parse_untrusted
 from steertag.wire.ipv6 import parse_untrusted as parse6_untrusted
-from tests.unit.inet_ip import UDP, Host, Wire, icmp4, icmp6, pair, v4, v6, valid_icmp6, wired
+from tests.unit.inet_ip import UDP, Host, Wire, icmp4, icmp6, mac, pair, v4, v6, valid_icmp6, wired
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "fd00::2"])
@@ -451,6 +452,8 @@ def test_no_octets_raise_or_grow_memory(ethernet: bool, seed: int) -> None:
         icmp6("fe80::9", "ff02::1:ff00:1", icmpv6.Icmpv6(135), parse("fd00::1"), 255),
         icmp6("fe80::9", "ff02::1", icmpv6.Icmpv6(134), advert[4:], 255),
     ]
+    if ethernet:
+        samples.append(Arp(1, mac(9), parse("10.0.0.9"), bytes(6), parse("10.0.0.1")).emit())
     for _ in range(1500):
         octets = mutated(rng, rng.choice(samples))
         if octets and octets[0] >> 4 == 4 and rng.random() < 0.8:

@@ -540,3 +540,14 @@ def test_a_device_that_goes_takes_all_of_it_along() -> None:
     assert {route.device for route in host.net.routes()} == {host.net.lo}
     wire.feed(frame(v6("fd00::9", "fd00::1", b"x")))
     assert host.packets == []
+
+
+def test_a_route_over_a_device_that_went_is_refused() -> None:
+    host, wire = linked()
+    dst = host.net.route_output(parse("10.0.0.9"))
+    host.net.del_device(wire)
+    assert not dst.valid()
+    with pytest.raises(OSError, match="wire0") as caught:
+        dst.xmit([b"x"], 17)
+    assert caught.value.errno == errno.ENODEV
+    assert host.stack.timers.deadline is None

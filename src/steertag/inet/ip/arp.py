@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from steertag.device.offload import dev_queue_xmit
 from steertag.errors import WireError
 from steertag.inet.ip import addr as ip
 from steertag.inet.ip.neigh import NUD_REACHABLE, NUD_STALE, NUD_VALID, Neighbour, NeighTable
@@ -36,7 +37,7 @@ class ArpTable(NeighTable):
     def _send(self, device: Device, lladdr: bytes, packet: Arp) -> None:
         header = Ethernet(lladdr, device.dev_addr, ETH_P_ARP).emit()
         try:
-            device.transmit([header, packet.emit()])
+            dev_queue_xmit(device, [header, packet.emit()])
         except OSError:
             return  # a question that got lost: it is asked again
 

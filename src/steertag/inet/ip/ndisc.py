@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from steertag.device.offload import dev_queue_xmit
 from steertag.errors import WireError
 from steertag.family.skbuff import Buffer
 from steertag.inet.ip import addr as ip
@@ -83,7 +84,7 @@ class NdTable(NeighTable):
             frame.insert(0, Ethernet(lladdr, device.dev_addr, ETH_P_IPV6).emit())
         mib["Ip6OutRequests"] += 1
         try:
-            device.transmit(frame)
+            dev_queue_xmit(device, frame)
         except OSError:
             mib["Ip6OutDiscards"] += 1
             return  # a question that got lost: it is asked again

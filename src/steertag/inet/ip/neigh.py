@@ -108,8 +108,12 @@ class Neighbour:
         dev_queue_xmit(self.device, parts, offload)
 
     def _event_send(self, parts: list[Buffer], offload: Offload | None) -> bool:
-        """neigh_event_send: True if the packet may leave; else it was kept or dropped."""
+        """neigh_event_send: True if the packet may leave; else it was kept or dropped.
+
+        Raises ENODEV where the link itself is gone.
+        """
         if self.dead:
+            self._net.indev(self.device)
             self._table.lookup(self.address, self.device).output(parts, offload)
             return False
         now = self._net.stack.clock()
@@ -335,4 +339,4 @@ class NeighTable:
 
 
 def _idle(neigh: Neighbour, now: float) -> float:
-    return now - max(neigh.used, neigh.updated)
+    return now - max(neigh.used, neigh.updated, neigh.confirmed)

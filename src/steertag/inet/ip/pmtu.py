@@ -60,8 +60,8 @@ class PmtuCache:
         self._timer.delete()
 
     def _arm(self) -> None:
-        if self._entries:
-            self._timer.mod(min(entry[2] for entry in self._entries.values()))
+        if self._entries:  # in the order in which they expire
+            self._timer.mod(next(iter(self._entries.values()))[2])
 
     def _expire(self) -> None:
         """The path may have become wider: try."""
