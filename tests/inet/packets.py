@@ -243,7 +243,7 @@ def checksum(octets: bytes) -> int:
     """RFC 1071, not complemented for the caller's sake: 0xFFFF over a right packet."""
     if len(octets) % 2:
         octets += b"\0"
-    total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

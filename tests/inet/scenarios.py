@@ -85,7 +85,7 @@ def scenario_of(seed: int) -> Scenario:
     most = 4_000 if harsh else 100_000
     if link["mtu"] < 1280:
         most = min(most, 20_000)
-    options = []
+    options: list[tuple[int, int, int | bytes]] = []
     if rng.random() < 0.4:
         options.append((std.SOL_SOCKET, std.SO_RCVBUF, rng.choice([2048, 8192, 65536])))
     if rng.random() < 0.3:
@@ -196,10 +196,10 @@ def _listener(node: Node, scenario: Scenario) -> Socket:
     return listener
 
 
-def client_isn(scenario: Scenario) -> int:
-    """With what sequence number the client begins, where the clock begins at START."""
+def client_isn(scenario: Scenario, start: float = START) -> int:
+    """With what sequence number the client begins, where the clock begins at `start`."""
     found: list[int] = []
-    world = World(scenario.seed)
+    world = World(scenario.seed, start)
     client, server = (world.node(name) for name in ("client", "server"))
     world.link(client, server)
 

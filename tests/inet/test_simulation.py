@@ -10,6 +10,8 @@ import os
 
 import pytest
 
+from steertag.device import FaultDevice
+from steertag.device.fault import FaultStats
 from steertag.family.net import kernel_bind, sock_release
 from steertag.family.socket import Socket
 from steertag.testing.applications import (
@@ -24,7 +26,7 @@ from steertag.testing.applications import (
     sender,
 )
 from steertag.testing.simulator import App, Node, Task, World
-from tests.inet.scenarios import expected, play, scenario_of, start_of
+from tests.inet.scenarios import client_isn, expected, play, scenario_of, start_of
 
 SEEDS = int(os.environ.get("STEERTAG_SEEDS", "200"))
 BATCH = 20
@@ -87,7 +89,8 @@ def finished(world: World, listener: Socket) -> None:
 
 def test_a_hundred_connections_at_once_each_have_their_own_octets() -> None:
     world, left, right = pair(3, latency=0.01, rate=5_000_000)
-    listener, tasks = right.listen(80, backlog=256), []
+    listener = right.listen(80, backlog=256)
+    tasks: list[Task[Octets]] = []
     world.spawn(serve(world, listener, tasks, 100))
     contents = [octets_of(2000 + 37 * number, number) for number in range(100)]
     for octets in contents:
@@ -100,7 +103,8 @@ def test_a_hundred_connections_at_once_each_have_their_own_octets() -> None:
 
 def test_a_thousand_short_connections_one_after_the_other() -> None:
     world, left, right = pair(4, latency=0.001)
-    listener, tasks = right.listen(80), []
+    listener = right.listen(80)
+    tasks: list[Task[Octets]] = []
     world.spawn(serve(world, listener, tasks, 1000))
 
     def client() -> App[None]:
@@ -117,7 +121,8 @@ def test_a_peer_that_vanishes_ends_in_etimedout_and_leaves_nothing() -> None:
     world, left, right = pair(5)
     left.set(tcp_retries2=6)
     wire = world.wires[0]
-    listener, tasks = right.listen(80), []
+    listener = right.listen(80)
+    tasks: list[Task[Octets]] = []
     world.spawn(serve(world, listener, tasks, 1))
 
     def client() -> App[int]:
@@ -180,7 +185,8 @@ def test_a_reader_that_stops_stops_the_sender_and_nothing_is_lost() -> None:
 def test_little_memory_for_the_protocol_makes_it_slow_and_not_wrong() -> None:
     world, left, right = pair(8, latency=0.01)
     right.stack.sysctl.write("net.ipv4.tcp_mem", "40 60 90")
-    listener, tasks = right.listen(80), []
+    listener = right.listen(80)
+    tasks: list[Task[Octets]] = []
     world.spawn(serve(world, listener, tasks, 10))
     contents = [octets_of(200_000, number) for number in range(10)]
     for octets in contents:
@@ -189,3 +195,24 @@ def test_little_memory_for_the_protocol_makes_it_slow_and_not_wrong() -> None:
     received = sorted(task.result().digest for task in tasks)
     assert received == sorted(digest_of(octets).digest for octets in contents)
     finished(world, listener)
+
+
+def test_the_scenarios_links_do_what_they_say() -> None:
+    done = FaultStats()
+    for seed in range(40):
+        world = play(scenario_of(seed))
+        for node in world.nodes:
+            for device in node.stack.devices.values():
+                if isinstance(device, FaultDevice):
+                    for name in ("lost", "duplicated", "corrupted", "reordered"):
+                        setattr(done, name, getattr(done, name) + getattr(device.sent, name))
+    assert min(done.lost, done.duplicated, done.corrupted, done.reordered) > 50
+
+
+def test_scenarios_that_wrap_begin_just_before_the_end_of_the_sequence_space() -> None:
+    wrapping = [scenario for seed in range(20) if (scenario := scenario_of(seed)).wrap]
+    assert len(wrapping) > 3
+    for scenario in wrapping[:3]:
+        assert scenario.wrap is not None
+        isn = client_isn(scenario, start_of(scenario))
+        assert abs(2**32 - scenario.wrap - isn) < 50

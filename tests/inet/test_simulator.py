@@ -28,7 +28,8 @@ def sleeper(seconds: float, log: list[str], name: str) -> App[str]:
 
 
 def test_time_passes_only_where_somebody_waits_for_it() -> None:
-    world, log = World(1), []
+    world = World(1)
+    log: list[str] = []
     tasks = [world.spawn(sleeper(wait, log, str(wait))) for wait in (3600.0, 60.0, 0.5)]
     world.run_until(lambda: all(task.done for task in tasks), 4000)
     assert log == ["0.5", "60.0", "3600.0"]
@@ -43,7 +44,8 @@ def test_a_world_where_nothing_can_happen_hangs_and_says_so() -> None:
 
 
 def test_a_world_that_takes_too_long_says_so() -> None:
-    world, log = World(1), []
+    world = World(1)
+    log: list[str] = []
     world.spawn(sleeper(50.0, log, "late"), "a sleeper")
     with pytest.raises(WorldTimeout, match="a sleeper: sleeps"):
         world.run_until(lambda: bool(log), 10)
