@@ -128,9 +128,7 @@ def oow_rate_limited(net: TcpNet, seg: Segment, counter: str, last: float, now: 
 
     What takes room in the stream always deserves one.
     """
-    if seg.seq != seg.end_seq and not seg.flags & SYN:
-        return False
-    return _too_soon(net, counter, last, now)
+    return not takes_room(seg) and _too_soon(net, counter, last, now)
 
 
 def _too_soon(net: TcpNet, counter: str, last: float, now: float) -> bool:
@@ -149,8 +147,14 @@ def tcp_oow_rate_limited(sk: TcpSock, seg: Segment, counter: str, now: float) ->
     """
     if oow_rate_limited(sk.net, seg, counter, sk.last_oow_ack_time, now):
         return True
-    sk.last_oow_ack_time = now
+    if not takes_room(seg):
+        sk.last_oow_ack_time = now
     return False
+
+
+def takes_room(seg: Segment) -> bool:
+    """In the stream: such a segment is no part of two ends' answering each other for ever."""
+    return seg.seq != seg.end_seq and not seg.flags & SYN
 
 
 def tcp_send_challenge_ack(sk: TcpSock, now: float) -> None:

@@ -269,7 +269,8 @@ def _new_connection(tw: TimeWaitSock, packet: Packet, seg: Segment) -> None:
 def _answer(tw: TimeWaitSock, seg: Segment, now: float, counter: str) -> None:
     """An ACK, as often as the limit for unacceptable segments allows."""
     if not reset.oow_rate_limited(tw.net, seg, counter, tw.last_oow_ack_time, now):
-        tw.last_oow_ack_time = now
+        if not reset.takes_room(seg):
+            tw.last_oow_ack_time = now
         _send_ack(tw, now)
 
 
