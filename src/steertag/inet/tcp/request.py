@@ -288,7 +288,8 @@ def _rate_limited(req: RequestSock, seg: Segment, now: float) -> bool:
     last = req.last_oow_ack_time
     if reset.oow_rate_limited(req.net, seg, "TCPACKSkippedSynRecv", last, now):
         return True
-    req.last_oow_ack_time = now
+    if not reset.takes_room(seg):
+        req.last_oow_ack_time = now
     return False
 
 

@@ -56,7 +56,9 @@ def tcp_initial_window(sk: TcpSock, advmss: int) -> tuple[int, int, int]:
         shift = min(max((most - 1).bit_length() - 16, 0), _MAX_WSCALE)
     if clamp:
         space = min(space, clamp)
-    window = min(max(min(space, _MAX_UNSCALED), advmss), _MAX_UNSCALED)
+    if space > advmss:
+        space = space // advmss * advmss
+    window = min(max(space, advmss), _MAX_UNSCALED)
     return window, shift, min(clamp or _MAX_UNSCALED << _MAX_WSCALE, _MAX_UNSCALED << shift)
 
 
