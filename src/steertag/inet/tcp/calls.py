@@ -232,7 +232,8 @@ def tcp_cleanup_rbuf(sk: TcpSock, copied: int) -> None:
     the reader answers to."""
     if sk.ack_pending and (
         (sk.rcv_nxt - sk.rcv_wup) & 0xFFFFFFFF > sk.rcv_mss
-        or (copied > 0 and not sk.pingpong and not sk.sk_rmem_alloc and sk.ack_quick)
+        # A sender that waits with the next small segment (Nagle) waits for this.
+        or (copied > 0 and sk.ack_pushed > sk.pingpong and not sk.sk_rmem_alloc)
     ):
         output.tcp_send_ack(sk)
         return

@@ -419,6 +419,7 @@ def tcp_data_queue(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> Non
     if seg.seq == seg.end_seq:
         return
     _ecn_accept_cwr(sk, seg)
+    sk.ofo.forget_dsack()
     rcv_nxt = sk.rcv_nxt
     skb = RcvSkb(seg.payload, seg.seq, seg.end_seq, bool(seg.flags & FIN))
     if seg.seq != rcv_nxt:

@@ -181,6 +181,15 @@ class OfoQueue:
         self._dsack = (seq, end)
         self._count()
 
+    def extend_dsack(self, seq: int, end: int) -> None:
+        """More octets that came twice: one block tells of those that touch (tcp_dsack_extend)."""
+        if self._dsack is None:
+            self.set_dsack(seq, end)
+            return
+        low, high = self._dsack
+        if not after(seq, high) and not after(low, end):
+            self._dsack = (seq if before(seq, low) else low, end if after(end, high) else high)
+
     def forget_dsack(self) -> None:
         """It was reported: that is done once."""
         if self._dsack is not None:

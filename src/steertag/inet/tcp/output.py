@@ -303,6 +303,7 @@ def tcp_event_ack_sent(sk: TcpSock) -> None:
     """An acknowledgement of all that was received has gone out."""
     if sk.ack_quick:
         sk.ack_quick -= 1
+    sk.ack_pushed = 0
     sk.ack_pending = False
     sk.ofo.forget_dsack()
     if sk.delack_timer.expires is not None:
@@ -341,7 +342,7 @@ def tcp_dsack_set(sk: TcpSock, seq: int, end_seq: int) -> None:
         return
     old = before(seq, sk.rcv_nxt)
     sk.mib["TcpExtTCPDSACKOldSent" if old else "TcpExtTCPDSACKOfoSent"] += 1
-    sk.ofo.set_dsack(seq, end_seq)
+    sk.ofo.extend_dsack(seq, end_seq)
 
 
 def tcp_incr_quickack(sk: TcpSock, most: int = 16) -> None:

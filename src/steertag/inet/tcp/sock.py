@@ -82,7 +82,8 @@ class TcpSock(IpSock):
         window. copied_seq: next for the user. window_clamp, rcv_ssthresh: bounds of what is
         offered. rcv_wscale: shift of our window field. ofo: out-of-order segments (input.py).
         rcv_mss: estimate of the peer's segment size. scaling_ratio: window.py.
-        ack_pending: something is to be acknowledged; ack_now: at once; ack_quick: that many more at
+        ack_pending: something is to be acknowledged; ack_now: at once; ack_pushed: segments of less
+        than rcv_mss since the last acknowledgement; ack_quick: that many more at
         once; ato: seconds that a delayed acknowledgement waits. pred_ok: the short way is allowed.
         held_ack: an acknowledgement that waits for the end of the device's turn.
         done: the peer's FIN has come. urg_*: urgent data: urg_wait: announced, not there yet;
@@ -110,6 +111,7 @@ class TcpSock(IpSock):
     __slots__ = (
         "ack_now",
         "ack_pending",
+        "ack_pushed",
         "ack_quick",
         "advmss",
         "app_limited",
@@ -308,6 +310,7 @@ class TcpSock(IpSock):
         self.urg_wait = self.urg_taken = False
         self.ack_pending = self.ack_now = False
         self.ack_quick = 0
+        self.ack_pushed = 0
         self.ato = 0.0
         self.done = False
         self.pingpong = False

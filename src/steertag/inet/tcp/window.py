@@ -151,6 +151,7 @@ def tcp_grow_window(sk: TcpSock, length: int) -> None:
 def tcp_measure_rcv_mss(sk: TcpSock, mss: int, length: int) -> None:
     """Learn the peer's segment size, and how much of a buffer of `length` octets is payload."""
     if mss < sk.rcv_mss:
+        sk.ack_pushed += 1
         return
     sk.rcv_mss = min(mss, sk.advmss)
     ratio = min((length << 8) // (length + SKB_OVERHEAD), _RATIO_MOST)
