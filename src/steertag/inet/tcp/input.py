@@ -81,6 +81,8 @@ def tcp_rcv_established(sk: TcpSock, packet: Packet, seg: Segment, now: float) -
             sk.mib["TcpExtTCPHPHits"] += 1
             _store_ts_recent(sk, seg, now)
             sk.rcv_nxt = seg.end_seq
+            if sk.ofo.block_count:
+                sk.ofo.forget_dsack()
             _event_data_recv(sk, seg, packet, now)
             if seg.ack_seq != sk.snd_una:
                 ack.tcp_ack(sk, seg, now, (), data=True)
