@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from steertag.device.ack_filter import AckFilter
 from steertag.device.frame import (
     ARPHRD_ETHER,
     ARPHRD_LOOPBACK,
@@ -108,7 +109,8 @@ class Device(ABC):
         type: ARPHRD_*. dev_addr: its link-layer address, b"" without.
         kind: of which kind it is, as `ip -d link` has it: "tun", "veth"; "" for none of its own.
         features: NETIF_F_*: what `transmit` does by itself; `dev_queue_xmit` does the rest.
-        gro: where the device doesn't verify checksums, its segments are put together (gro.py).
+        gro: where the device doesn't verify checksums, its segments are put together (gro.py), and
+            acknowledgements that say less than the next one are left out (ack_filter.py).
         ifindex: its number in the Stack; 0 before it is registered.
         up: frames are carried.
         stats: counters.
@@ -197,7 +199,8 @@ def register_netdevice(
 
     aggregate = not device.features & NETIF_F_RXCSUM and device.gro
     gro = Gro(contained, device.hard_header_len) if aggregate else None
-    take = gro.receive if gro is not None else contained
+    acks = AckFilter(gro.receive if gro is not None else contained, device.hard_header_len)
+    take = acks.receive if device.gro else contained
 
     def turn() -> bool:
         taken = 0
@@ -218,6 +221,7 @@ def register_netdevice(
                     stats.multicast += 1
                 take(frame)
         finally:
+            acks.flush()
             if gro is not None:
                 gro.flush()
             if taken and complete is not None:

@@ -39,7 +39,7 @@ MSG_PEEK: Final = int(std.MSG_PEEK)
 MSG_WAITALL: Final = int(std.MSG_WAITALL)
 SOCK_STREAM: Final = int(std.SOCK_STREAM)
 _CHUNK: Final = 256 * 1024
-_TURN: Final = 256 * 1024
+_TURN: Final = 512 * 1024
 """Octets that sendall hands over in one go, before it looks what came meanwhile."""
 _BULK: Final = 64 * 1024
 """Octets of a sendall from which it looks at all."""
@@ -52,6 +52,7 @@ class ProcessSocket(socket):
 
     def _setup(self, native: std.socket | None, file: File | None, fd: int) -> None:
         self._io_refs = 0
+        self._unserviced = 0
         self._closed = False
         self._fd = fd
         self._timeout = std.getdefaulttimeout()
@@ -412,9 +413,13 @@ class ProcessSocket(socket):
             seen = sock.news
             part = MsgHdr((view[sent : sent + _TURN],), flags=flags)
             try:
-                sent += net.sock_sendmsg(sock, part)
+                taken = net.sock_sendmsg(sock, part)
+                sent += taken
                 if len(view) >= _BULK:
-                    self._driver.service()
+                    self._unserviced += taken
+                    if self._unserviced >= _TURN:
+                        self._unserviced = 0
+                        self._driver.service()
             except BlockingIOError:
                 if self._timeout == 0.0 or impatient:
                     raise
