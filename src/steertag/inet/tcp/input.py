@@ -638,14 +638,26 @@ def _check_urg(sk: TcpSock, seg: Segment) -> None:
         return
     if (sk.urg_wait or sk.urg_data is not None) and not after(at, sk.urg_seq):
         return
-    if sk.urg_data is not None and sk.urg_seq == sk.copied_seq and not sk.sk_flags & SOCK_URGINLINE:
-        # Nobody took the one before: it becomes an octet of the stream like any other.
-        sk.urg_taken = False
+    if sk.urg_seq == sk.copied_seq != sk.rcv_nxt and not sk.sk_flags & SOCK_URGINLINE:
+        _skip_old_urgent(sk)
     sk.urg_wait = True
     sk.urg_data = None
     sk.urg_seq = at
     sk.pred_ok = False
     sk.sk_data_ready(sk)
+
+
+def _skip_old_urgent(sk: TcpSock) -> None:
+    """The reader stands before an urgent octet, and there is another: the old one is no part of
+    the stream."""
+    head = sk.sk_receive_queue.peek()
+    if (sk.urg_data is None and not sk.urg_taken and not sk.urg_wait) or head is None:
+        return
+    sk.urg_taken = False
+    sk.copied_seq = add(sk.copied_seq, 1)
+    head.pull(1)
+    if not len(head):
+        sk.sk_receive_queue.popleft().free()
 
 
 def _ecn_accept_cwr(sk: TcpSock, seg: Segment) -> None:
