@@ -73,10 +73,11 @@ def tcp_rcv_established(sk: TcpSock, packet: Packet, seg: Segment, now: float) -
         if not payload:
             sk.mib["TcpExtTCPPureAcks"] += 1
             _store_ts_recent(sk, seg, now)
-            _pure_ack(sk, seg, now)
+            if ack.tcp_ack(sk, seg, now, (), data=False):
+                output.tcp_data_snd_check(sk, now)
+            else:
+                reset.tcp_send_challenge_ack(sk, now)
             return
-        if sk.held_ack is not None:
-            _take_held_ack(sk, now)
         if sk.sk_rmem_alloc + len(payload) <= sk.sk_rcvbuf and _charge_fast(sk, seg, packet):
             sk.mib["TcpExtTCPHPHits"] += 1
             _store_ts_recent(sk, seg, now)
@@ -90,36 +91,7 @@ def tcp_rcv_established(sk: TcpSock, packet: Packet, seg: Segment, now: float) -
             _ack_snd_check(sk, now)
             sk.sk_data_ready(sk)
             return
-    if sk.held_ack is not None:
-        _take_held_ack(sk, now)
     _slow_path(sk, packet, seg, now)
-
-
-def _pure_ack(sk: TcpSock, seg: Segment, now: float) -> None:
-    """Nothing but an acknowledgement. One that moves on waits for the end of the device's turn.
-
-    The next one says the same and more: then that one does for both, as if the first had been lost
-    on its way, which changes nothing while no loss is suspected.
-    """
-    held = sk.held_ack
-    since = sk.snd_una if held is None else held.ack_seq
-    if 0 < (seg.ack_seq - since) & _MASK < _HALF and seg.flags == ACK and not sk.ca_state:
-        if held is None:
-            sk.net.held_acks.append(sk)
-        sk.held_ack = seg
-        return
-    if held is not None:
-        _take_held_ack(sk, now)
-    if ack.tcp_ack(sk, seg, now, (), data=False):
-        output.tcp_data_snd_check(sk, now)
-    else:
-        reset.tcp_send_challenge_ack(sk, now)
-
-
-def _take_held_ack(sk: TcpSock, now: float) -> None:
-    seg, sk.held_ack = sk.held_ack, None
-    if seg is not None and ack.tcp_ack(sk, seg, now, (), data=False):
-        output.tcp_data_snd_check(sk, now)
 
 
 def _slow_path(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> None:
@@ -725,15 +697,7 @@ def _window_moves(sk: TcpSock) -> bool:
 
 
 def tcp_complete(net: TcpNet) -> None:
-    """A device's turn is over: take and send the acknowledgements that waited for it."""
-    held = net.held_acks
-    if held:
-        now = net.ip.stack.clock()
-        for sk in held:
-            if sk.held_ack is not None and sk.sk_state != TcpState.TCP_CLOSE:
-                _take_held_ack(sk, now)
-            sk.held_ack = None
-        held.clear()
+    """A device's turn is over: send the acknowledgements that waited for it."""
     pending = net.pending_acks
     if pending:
         for sk in pending:

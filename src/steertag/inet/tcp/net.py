@@ -24,7 +24,6 @@ class TcpNet:
         ip: the network layer below.
         pool: buffers for large pieces of what is sent.
         early_retrans: the parameter of that name, read for every piece that is sent.
-        held_acks: connections with an acknowledgement to take in at the end of the device's turn.
         pending_acks: connections that acknowledge at the end of the device's turn.
         hash: who has which port and which connection; `Proto.h`.
         challenge_at, challenge_left: the second that challenge ACKs are counted in, and how many
@@ -42,7 +41,6 @@ class TcpNet:
         "fastopen_off_times",
         "fastopen_off_until",
         "hash",
-        "held_acks",
         "ip",
         "pending_acks",
         "pool",
@@ -52,7 +50,6 @@ class TcpNet:
         self.ip = ip
         self.early_retrans = ip.stack.sysctl.table("net.ipv4.tcp_early_retrans").data
         self.pool = BufferPool(_PIECE)
-        self.held_acks: list[TcpSock] = []
         self.pending_acks: list[TcpSock] = []
         self.hash = TcpHash()
         self.challenge_at = -1

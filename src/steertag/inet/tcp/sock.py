@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from steertag.inet.tcp.ofo import OfoQueue
     from steertag.inet.tcp.request import RequestSock
     from steertag.inet.tcp.rtx import RtxQueue
-    from steertag.wire.tcp import Segment
 
 # icsk_pending: what the one retransmit timer is set for (net/inet_connection_sock.h)
 ICSK_TIME_NONE: Final = 0
@@ -85,7 +84,6 @@ class TcpSock(IpSock):
         ack_pending: something is to be acknowledged; ack_now: at once; ack_pushed: segments of less
         than rcv_mss since the last acknowledgement; ack_quick: that many more at
         once; ato: seconds that a delayed acknowledgement waits. pred_ok: the short way is allowed.
-        held_ack: an acknowledgement that waits for the end of the device's turn.
         done: the peer's FIN has come. urg_*: urgent data: urg_wait: announced, not there yet;
         urg_data: the octet; urg_taken: read with MSG_OOB, and still to be left out of the stream.
         rcv_tstamp: when the last segment came.
@@ -156,7 +154,6 @@ class TcpSock(IpSock):
         "first_tx_at",
         "frto",
         "hash_key",
-        "held_ack",
         "high_seq",
         "is_cwnd_limited",
         "is_sack_reneg",
@@ -321,7 +318,6 @@ class TcpSock(IpSock):
         self.rcv_rtt = self.rcv_rtt_at = 0.0
         self.rcv_rtt_seq = self.rcv_tsecr_seen = 0
         self.pred_ok = False
-        self.held_ack: Segment | None = None
         self.recvmsg_inq = False
         # options agreed on
         self.ts_ok = self.sack_ok = self.wnd_scale_ok = False
