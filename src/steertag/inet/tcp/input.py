@@ -486,6 +486,8 @@ def _queue_ofo(sk: TcpSock, packet: Packet, skb: RcvSkb, seg: Segment, now: floa
     else:
         sk.mib["TcpExtTCPOFOMerge"] += 1
         skb.free()
+        if not sk.sack_ok:
+            sk.ofo.forget_blocks()
 
 
 def _event_data_recv(sk: TcpSock, seg: Segment, packet: Packet, now: float) -> None:

@@ -98,6 +98,7 @@ class OfoQueue:
             earlier = skbs[at - 1]
             if not after(skb.end_seq, earlier.end_seq):
                 duplicate(skb.seq, skb.end_seq)
+                self._add_block(skb.seq, skb.end_seq)
                 return False
             overlap = diff(earlier.end_seq, skb.seq)
             duplicate(skb.seq, earlier.end_seq)
@@ -108,12 +109,14 @@ class OfoQueue:
             if before(skb.end_seq, later.end_seq):
                 if skb.seq == later.seq:
                     duplicate(skb.seq, skb.end_seq)
+                    self._add_block(skb.seq, skb.end_seq)
                     return False
                 duplicate(later.seq, skb.end_seq)
                 skb.trim_tail(diff(skb.end_seq, later.seq))
                 break
             duplicate(later.seq, later.end_seq)
             if skb.seq == later.seq and skb.end_seq == later.end_seq:
+                self._add_block(skb.seq, skb.end_seq)
                 return False
             later.free()
             del skbs[at], keys[at]

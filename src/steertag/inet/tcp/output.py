@@ -326,9 +326,8 @@ def tcp_send_ack(sk: TcpSock) -> None:
 
 def tcp_send_dupack(sk: TcpSock, seq: int, end_seq: int) -> None:
     """Answer what is outside the window, with D-SACK where it was received before."""
-    if before(seq, sk.rcv_nxt):
-        if end_seq != seq:
-            sk.mib["TcpExtDelayedACKLost"] += 1
+    if end_seq != seq and before(seq, sk.rcv_nxt):
+        sk.mib["TcpExtDelayedACKLost"] += 1
         tcp_enter_quickack_mode(sk)
         if sk.sack_ok and sk.sk_stack.sysctl["net.ipv4.tcp_dsack"]:
             end = sk.rcv_nxt if after(end_seq, sk.rcv_nxt) else end_seq
