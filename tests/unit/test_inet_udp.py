@@ -226,6 +226,15 @@ def a_datagram_socket_does_not_listen(side: Side) -> object:
     return outcome(sock.listen), outcome(sock.accept)
 
 
+def test_nobody_waits_for_the_error_queue() -> None:
+    def ask(side: Side) -> object:
+        sock = side.bound()
+        sock.settimeout(None)
+        return outcome(lambda: sock.recvmsg(100, 100, c.MSG_ERRQUEUE))
+
+    assert ask_both(std.AF_INET, ask) == ("EAGAIN", "EAGAIN")
+
+
 def test_there_is_no_urgent_data() -> None:
     def send(side: Side) -> object:
         sock = side.bound()

@@ -234,7 +234,6 @@ class Pinger:
     def _take_error(self) -> str | None:
         from steertag.inet.const import MSG_ERRQUEUE, SO_EE_ORIGIN_LOCAL
 
-        self._sock.settimeout(0.0)
         try:
             octets, control, _, _ = self._sock.recvmsg(65536, 512, MSG_ERRQUEUE)
         except OSError:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Plain ints: an operation on the standard library's IntFlag costs more than the call around it.
 MSG_DONTWAIT: Final = int(std.MSG_DONTWAIT)
+MSG_ERRQUEUE: Final = int(std.MSG_ERRQUEUE)
 MSG_PEEK: Final = int(std.MSG_PEEK)
 MSG_WAITALL: Final = int(std.MSG_WAITALL)
 SOCK_STREAM: Final = int(std.SOCK_STREAM)
@@ -220,8 +221,10 @@ class ProcessSocket(socket):
         try:
             return call()
         except BlockingIOError:
-            # As in the standard library, MSG_DONTWAIT does not shorten a timeout.
-            if self._timeout == 0.0 or (self._timeout is None and flags & MSG_DONTWAIT):
+            # As in the standard library, MSG_DONTWAIT does not shorten a timeout. For the error queue
+            # nobody waits: recvmsg(2) never blocks on it.
+            unwilling = self._timeout is None and flags & MSG_DONTWAIT
+            if self._timeout == 0.0 or unwilling or flags & MSG_ERRQUEUE:
                 raise
         limit = self._timeout
         if limit is None:
