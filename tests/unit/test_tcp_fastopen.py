@@ -28,11 +28,11 @@ def mib(s: Script, name: str) -> int:
     return s.side.net.mib["TcpExt" + name]  # type: ignore[attr-defined, no-any-return]
 
 
-def syn(s: Script, data: int, cookie: bytes | None) -> None:
+def syn(s: Script, data: int, cookie: bytes | None, window: int = 65535) -> None:
     first = f"S 0:{data}({data})" if data else "S 0:0(0)"
     kinds = (2, 4, 8, 3) if cookie is None else (2, 4, 8, 3, 34)
     s.inject(
-        f"{first} win 65535 <{OPTIONS}>",
+        f"{first} win {window} <{OPTIONS}>",
         payload=s.octets(data),
         fast_open=cookie,
         options=kinds,
@@ -66,6 +66,20 @@ def test_data_in_a_syn_with_a_good_cookie_is_accepted_at_once(s: Script) -> None
     s.inject(". 101:101(0) ack 51")
     s.inject("P. 101:111(10) ack 51")
     s.expect(". 51:51(0) ack 111")
+
+
+@conformance(sysctls=SERVER)
+def test_a_child_probes_a_closed_window_once_its_ack_came(s: Script) -> None:
+    listener = s.listener(TCP_FASTOPEN=5)
+    cookie = bytes.fromhex(cookie_of(s))
+    s.flow.window = 0
+    syn(s, 100, cookie, window=0)
+    s.expect("S. 0:0(0) ack 101")
+    conn = s.accept(listener)
+    conn.send(s.octets(10))
+    s.nothing(0.1)
+    s.inject(". 101:101(0) ack 1")
+    s.expect(". 0:0(0) ack 101", within=3)
 
 
 @conformance(sysctls={"net.ipv4.tcp_fastopen": 0x602})

@@ -9,7 +9,7 @@ from steertag.device.frame import CHECKSUM_NONE
 from steertag.errors import WireError
 from steertag.family.const import TcpState
 from steertag.inet.ip.packet import PACKET_HOST, l4_checksum_ok
-from steertag.inet.tcp import fastopen, listen, request, reset
+from steertag.inet.tcp import fastopen, listen, output, request, reset
 from steertag.inet.tcp.input import tcp_rcv_established, tcp_rcv_state_process
 from steertag.inet.tcp.request import RequestSock
 from steertag.inet.tcp.timewait import TimeWaitSock, tcp_timewait_state_process
@@ -96,3 +96,4 @@ def _fastopen_child(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> No
         sk.sk_state not in (TcpState.TCP_SYN_RECV, TcpState.TCP_CLOSE) or sk.snd_una != before
     ):
         fastopen.tcp_rcv_synrecv_state_fastopen(sk, now)
+        output.tcp_push_pending_frames(sk)  # what waits gets its timer now
