@@ -452,11 +452,11 @@ def _drain_ofo(sk: TcpSock, now: float) -> None:
     while (skb := sk.ofo.pop_ready(sk.rcv_nxt)) is not None:
         overlap = diff(sk.rcv_nxt, skb.seq)
         if not after(skb.end_seq, sk.rcv_nxt):
-            output.tcp_dsack_set(sk, skb.seq, skb.end_seq)
+            output.tcp_dsack_extend(sk, skb.seq, skb.end_seq)
             skb.free()
             continue
         if overlap:
-            output.tcp_dsack_set(sk, skb.seq, sk.rcv_nxt)
+            output.tcp_dsack_extend(sk, skb.seq, sk.rcv_nxt)
             skb.trim_head(overlap)
         sk.rcv_nxt = skb.end_seq
         fin = skb.fin
@@ -476,7 +476,7 @@ def _queue_ofo(sk: TcpSock, packet: Packet, skb: RcvSkb, seg: Segment, now: floa
         sk.mib["TcpExtTCPOFODrop"] += 1
         return
     _own(sk, skb)
-    if sk.ofo.insert(skb, lambda seq, end: output.tcp_dsack_set(sk, seq, end)):
+    if sk.ofo.insert(skb, lambda seq, end: output.tcp_dsack_extend(sk, seq, end)):
         sk.mib["TcpExtTCPOFOQueue"] += 1
         sk.rcv_ooopack += 1
         if not sk.sack_ok:

@@ -337,6 +337,12 @@ def tcp_send_dupack(sk: TcpSock, seq: int, end_seq: int) -> None:
 
 def tcp_dsack_set(sk: TcpSock, seq: int, end_seq: int) -> None:
     """The next acknowledgement reports these octets as received twice (RFC 2883)."""
+    sk.ofo.forget_dsack()
+    tcp_dsack_extend(sk, seq, end_seq)
+
+
+def tcp_dsack_extend(sk: TcpSock, seq: int, end_seq: int) -> None:
+    """The same of octets that may be more of those that are to be reported."""
     if not sk.sack_ok or not sk.sk_stack.sysctl["net.ipv4.tcp_dsack"] or seq == end_seq:
         return
     old = before(seq, sk.rcv_nxt)
