@@ -143,6 +143,15 @@ def shut(sock: socket.socket) -> None:
             raise
 
 
+def _without_nagle(sock: socket.socket) -> None:
+    """Have small messages leave at once: two in a row would wait for a delayed acknowledgement."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL):
+            raise  # those: a family without it
+
+
 class Stream:
     """Owns `sock`. Whatever goes wrong with the connection is raised as `ConnectionLost`.
 
@@ -161,6 +170,7 @@ class Stream:
         self._kernel_limits = False
         self._in_process = sock.kernel.ops.passthrough is None
         sock.settimeout(idle)
+        _without_nagle(sock)
 
     def use_kernel_limits(self) -> None:
         """Leave the idle limit to the kernel (SO_RCVTIMEO), for the bulk of a transfer.
