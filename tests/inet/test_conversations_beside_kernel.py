@@ -142,8 +142,9 @@ class Peer:
 
 def _brief(packet: Tcp) -> str:
     letters = "".join(letter for letter, bit in LETTERS.items() if packet.flags & ~PSH & bit)
-    text = f" > {letters} {packet.seq}:{packet.length} ack {packet.ack}"
-    return f"{text} urg {packet.urgent} sack {packet.sacks}"
+    text = f" > {letters} {packet.seq}:{packet.length} ack {packet.ack} urg {packet.urgent}"
+    # Data may be cut out of one super-segment or out of several: who carries a D-SACK is chance.
+    return text if packet.length else f"{text} sack {packet.sacks}"
 
 
 def conversation(side: Side, seed: int, port: int) -> list[str]:
