@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from steertag.family.const import TcpState
+from steertag.family.net import sock_release
 from steertag.inet.tcp.sock import TcpSock
-from steertag.testing.simulator import App, Node, World, accept, sender
-from tests.inet.scenarios import octets_of
-
-LIMIT = 600.0
+from steertag.testing.applications import accept, octets_of, sender
+from steertag.testing.simulator import App, Node, World
 
 
 def pair(seed: int) -> tuple[World, Node, Node]:
@@ -20,9 +19,7 @@ def pair(seed: int) -> tuple[World, Node, Node]:
 
 
 def socks(node: Node, state: TcpState) -> list[TcpSock]:
-    return [
-        sk for sk in node.stack.socks if isinstance(sk, TcpSock) and sk.sk_state == state
-    ]
+    return [sk for sk in node.stack.socks if isinstance(sk, TcpSock) and sk.sk_state == state]
 
 
 def account(node: Node) -> int:
@@ -85,10 +82,8 @@ def test_above_the_highest_mark_orphans_die_first() -> None:
     assert len(users) == 4
     left.stack.sysctl.write("net.ipv4.tcp_mem", "1 2 4")
     orphan = users[0]
-    sock = orphan.sk_socket
-    assert sock is not None
-    with left.stack.lock:
-        sock.ops.release(sock)
+    assert orphan.sk_socket is not None
+    sock_release(orphan.sk_socket)
     world.run(1.0)
     assert left.net.mib["TcpExtTCPAbortOnMemory"] == 1
     assert orphan.sk_state == TcpState.TCP_CLOSE
@@ -104,9 +99,7 @@ def test_no_more_orphans_than_allowed_stay(most: int) -> None:
         world.spawn(sender(left.socket(), right.address(80), octets_of(400_000, number)))
     world.run(20.0)
     for sk in socks(left, TcpState.TCP_ESTABLISHED):
-        sock = sk.sk_socket
-        assert sock is not None
-        with left.stack.lock:
-            sock.ops.release(sock)
+        assert sk.sk_socket is not None
+        sock_release(sk.sk_socket)
     assert len(socks(left, TcpState.TCP_FIN_WAIT1)) == most
     assert left.net.mib["TcpExtTCPAbortOnMemory"] == 6 - most
