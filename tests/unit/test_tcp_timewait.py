@@ -133,6 +133,16 @@ def test_data_for_an_orphan_in_fin_wait_2_is_reset(s: Script) -> None:
     s.expect("R 2:2(0)")
 
 
+@conformance("ours")
+def test_an_orphan_is_not_kept_for_ever_by_a_fin_that_is_not_the_peers_last(s: Script) -> None:
+    conn = s.accepted()
+    conn.close()
+    s.expect("F. 1:1(0) ack 1")
+    s.inject("F. 0:0(0) ack 2")
+    s.skip(200)
+    assert len(s.side.stack.socks) == 1  # type: ignore[attr-defined]
+
+
 @conformance("ours", sysctls={"net.ipv4.tcp_fin_timeout": 5})
 def test_an_orphan_in_fin_wait_2_is_forgotten_after_tcp_fin_timeout(s: Script) -> None:
     conn = s.accepted()

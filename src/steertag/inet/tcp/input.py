@@ -335,7 +335,9 @@ def _fin_wait2(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> bool:
         close.tcp_done(sk)
         return False
     if seg.flags & FIN:
-        return True  # the FIN itself leads on to TIME-WAIT
+        # It leads on to TIME-WAIT, unless it is early and what lies before it never comes.
+        timer.tcp_reset_keepalive_timer(sk, close.tcp_fin_time(sk))
+        return True
     close.tcp_fin_wait2_orphan(sk, now)
     return sk.sk_state != TcpState.TCP_CLOSE
 
