@@ -76,6 +76,7 @@ class StreamDriver:
         self._stream = stream
         self._tap = tap_for(stream) if tap is None and tap_for is not None else tap
         self._fd = stream.fileno()
+        self._spins = not _in_process(stream)
         self._blocked = False
         self._shut = False
         self._drained = True
@@ -150,7 +151,7 @@ class StreamDriver:
             or not (look or timeout == self._read_timeout or self._set_read_timeout(timeout))
         ):
             return None
-        octets = self._spin(qp) if not look and qp.rx.reading_ahead else 0
+        octets = self._spin(qp) if self._spins and not look and qp.rx.reading_ahead else 0
         if not octets and not self.closed:
             octets = self._look(qp) if look else self._receive(0, 1)
         self._behind_read(qp, octets)
@@ -160,7 +161,8 @@ class StreamDriver:
         qp = self._qp
         if qp is None or not self._receives_only(qp):
             return False
-        octets = self._spin(qp) if timeout != 0 and qp.rx.reading_ahead else self._look(qp)
+        spins = self._spins and timeout != 0 and qp.rx.reading_ahead
+        octets = self._spin(qp) if spins else self._look(qp)
         self._behind_read(qp, octets)
         return octets != 0
 
@@ -401,6 +403,14 @@ class StreamDriver:
     def _lost(self, exc: OSError) -> None:
         self.connection.engine.stream_lost(exc.strerror or str(exc))
         self.close()
+
+
+def _in_process(stream: Stream) -> bool:
+    """Is it a socket of a family of this process? Such a one moves while somebody waits in it, and
+    not while somebody only looks.
+    """
+    kernel = getattr(stream, "kernel", None)
+    return kernel is not None and kernel.ops.passthrough is None
 
 
 def _first(parts: list[Buffer] | list[memoryview], octets: int) -> bytes:
