@@ -1,6 +1,6 @@
 """AF_INET_NEW_TCP under atheris (coverage-guided): `.ci/run` runs it, a bounded number of times.
 
-uv run --with atheris python -m tests.fuzz.fuzz_inet -runs=20000
+uv run --with atheris python -m tests.fuzz.fuzz_inet -runs=50000
 """
 
 from __future__ import annotations
