@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from steertag import socket
+from steertag import verbs as v
 from steertag.family import Stack
 from steertag.inet import AF_INET_NEW_TCP, register
 from steertag.transfer.client import Client, Options, Request, connect
 from steertag.transfer.errors import ExitCode, TransferError
 from steertag.transfer.server import Server, ServerConfig
+from tests.processes import PATIENCE
 from tests.transfer.harness import PATHS, make_file, stag
 
 SIZE = 3 * 1024 * 1024 + 17
@@ -125,3 +129,41 @@ def test_the_fabric_s_commands_and_the_benchmark_take_a_device_too(command: str)
     done = stag(command, *more, "--family", "new_tcp", "--device", "tun:stag0")
     assert done.code == 2
     assert "no address" in done.err.splitlines()[-1]
+
+
+# --- the connection manager ---------------------------------------------------------------------
+
+
+def address_of(host: str | None, port: int, flags: int = 0) -> v.AddrInfo:
+    """An address of the family."""
+    flags |= v.RAI_FAMILY
+    if flags & v.RAI_PASSIVE:
+        return v.AddrInfo(src=host, src_service=port, flags=flags, family=AF_INET_NEW_TCP)
+    return v.AddrInfo(dst=host, dst_service=port, flags=flags, family=AF_INET_NEW_TCP)
+
+
+def test_the_connection_manager_finds_its_way_by_the_stack_s_routes(stack: Stack) -> None:
+    with v.Context(stack=stack) as context, v.CMEventChannel(context) as events:
+        cmid = v.CMID(events)
+        there = address_of("127.0.0.1", 4791)
+        assert there.destinations == [(AF_INET_NEW_TCP, ("127.0.0.1", 4791))]
+        cmid.resolve_addr(there)
+        with events.get_event(PATIENCE) as event:
+            assert event.event_type == v.CMEventType.RDMA_CM_EVENT_ADDR_RESOLVED
+        assert cmid.getsockname() == ("127.0.0.1", 0)
+        other = v.CMID(events)
+        other.resolve_addr(address_of("192.0.2.1", 4791))
+        with events.get_event(PATIENCE) as event:
+            assert event.event_type == v.CMEventType.RDMA_CM_EVENT_ADDR_ERROR
+            assert event.status == -errno.ENETUNREACH
+
+
+def test_a_listener_without_an_address_takes_both_versions_of_ip(stack: Stack) -> None:
+    with v.Context(stack=stack) as context, v.PD(context) as pd, ExitStack() as end:
+        listener = end.enter_context(v.CMID(address_of(None, 0, v.RAI_PASSIVE), pd=pd))
+        listener.listen()
+        port = listener.getsockname()[1]
+        for address in LOOPBACK.values():
+            with socket.socket(AF_INET_NEW_TCP, socket.SOCK_STREAM, stack=stack) as sock:
+                sock.settimeout(PATIENCE)
+                sock.connect((address, port))
