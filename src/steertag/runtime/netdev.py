@@ -38,7 +38,9 @@ SPIN: Final = 50e-6
 """Seconds to look for a frame before sleeping for it, like the kernel's busy polling; only where
 frames came that soon the last time, and where there is a second processor."""
 GRACE: Final = 2e-3
-"""Seconds that the background thread leaves the devices alone after a leader has left."""
+LONGEST_GRACE: Final = 8e-3
+"""Seconds that the background thread leaves the devices alone after a leader has left: the first
+where leaders were rare of late, up to the second where they come and go."""
 IDLE: Final = 5.0
 """Seconds after which a background thread with no descriptor and no timer to wait for ends."""
 EXIT_LINGER: Final = 2.0
@@ -475,9 +477,17 @@ class NetDriver:
 
     def _run(self) -> None:
         stack, background, clock = self.stack, self._background, time.monotonic
-        seen = -1
+        seen = self._leaves
         idle = False
+        grace = GRACE
         while True:
+            if self._leaves != seen and not self._closed:
+                # Leaders come and go: not even the lock is asked for, which they would wait for.
+                seen = self._leaves
+                time.sleep(grace)
+                grace = min(2 * grace, LONGEST_GRACE)
+                continue
+            grace = GRACE
             with stack.lock:
                 now = clock()
                 mine = self._leader is None and self._leaves == seen
@@ -486,10 +496,9 @@ class NetDriver:
                 if self._closed or (idle and mine and self._is_idle()):
                     self._thread = None
                     return
-                until = self._until(mine, seen, now)
+                until = self._until(mine, now)
                 timeout = None if until == _NEVER else max(0.0, until - now)
                 idle = mine and self._is_idle()
-                seen = self._leaves
                 polling, wake = (self._back, self._wake) if mine else (None, None)
                 background.prepare(until, wake)
             if polling is None or wake is None:
@@ -505,9 +514,9 @@ class NetDriver:
     def _is_idle(self) -> bool:
         return not self._devices and self.stack.timers.deadline is None
 
-    def _until(self, mine: bool, seen: int, now: float) -> float:
+    def _until(self, mine: bool, now: float) -> float:
         """How long the background thread sleeps now, at most."""
-        if self._leader is not None and self._leaves == seen:
+        if self._leader is not None:
             return _NEVER  # until the leader leaves
         deadline = self.stack.timers.deadline
         if mine:
