@@ -83,3 +83,17 @@ def _segment(s: Subject, octets: bytes) -> None:
         dport=s.flow.their_port,
     )
     s.raw(emit(segment.absolute(s.flow.isn, s.flow.their_isn or 0)))
+
+
+def seeds() -> list[bytes]:
+    """Inputs to begin with: in each state a handful of usual segments, and time that passes."""
+    usual = ((0x10, 1, 1), (0x18, 1, 3001), (0x11, 1, 2), (0x02, 0, 0), (0x14, 1, 1))
+    inputs = []
+    for state in range(len(_STATES)):
+        records = b""
+        for flags, seq, ack in usual:
+            segment = _SEGMENT.pack(flags, seq, ack, 1000, 25, 0)
+            records += bytes((1, len(segment))) + segment + bytes((4, state % len(_TIMES)))
+            records += bytes(state % len(_TIMES))
+        inputs.append(bytes((state,)) + records)
+    return inputs

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import one_input
+from tests.fuzz.targets import one_input, seeds
 from tests.inet.states import STATES
 
 record = st.tuples(st.integers(0, 4), st.binary(max_size=60)).map(
@@ -20,6 +20,11 @@ record = st.tuples(st.integers(0, 4), st.binary(max_size=60)).map(
 @settings(max_examples=100)
 def test_no_input_raises_hangs_or_grows(first: int, records: list[bytes]) -> None:
     one_input(bytes((first,)) + b"".join(records))
+
+
+@pytest.mark.parametrize("octets", seeds())
+def test_what_the_fuzzer_begins_with_does_no_harm(octets: bytes) -> None:
+    one_input(octets)
 
 
 @pytest.mark.parametrize("state", range(len(STATES)))
