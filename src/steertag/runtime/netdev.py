@@ -195,6 +195,7 @@ class NetDriver:
         self._kick: EventFd | None = None
         self._wake: EventFd | None = None
         self._thread: threading.Thread | None = None
+        self._idle = False  # the thread has found nothing to do before
         self._background = Sleeper()
 
     # -- waiting -------------------------------------------------------------------------------
@@ -465,22 +466,20 @@ class NetDriver:
         if self._closed:
             return
         thread = threading.Thread(target=self._run, name=_THREAD_NAME, daemon=True)
+        self._thread, self._idle = thread, False
         try:
             thread.start()
-            self._thread = thread
             if self._devices and not self._announced:
                 self._announced = True
                 # No daemon: what it imports can't be imported while the interpreter ends.
                 threading.Thread(target=self._announce, name=_OBSERVERS_NAME).start()
         except RuntimeError:
-            return  # the interpreter ends: whoever still waits drives
+            self._thread = None  # the interpreter ends: whoever still waits drives
 
     def _run(self) -> None:
-        stack, background, clock = self.stack, self._background, time.monotonic
         seen = self._leaves
-        idle = False
         grace = GRACE
-        while True:
+        while self._thread is not None:
             if self._leaves != seen and not self._closed:
                 # Leaders come and go: not even the lock is asked for, which they would wait for.
                 seen = self._leaves
@@ -488,28 +487,37 @@ class NetDriver:
                 grace = min(2 * grace, LONGEST_GRACE)
                 continue
             grace = GRACE
+            try:
+                self._run_once(seen)
+            except Exception:  # noqa: BLE001 - work that others left to the lock's holder is run here
+                _LOG.exception("a bug in steertag; please report it")
+
+    def _run_once(self, seen: int) -> None:
+        """Drive once, or sleep while a leader does; ends the thread where nothing is to be done."""
+        stack, background = self.stack, self._background
+        with stack.lock:
+            now = time.monotonic()
+            mine = self._leader is None and self._leaves == seen
+            if self._leader is None and stack.timers.due(now):
+                self._run_timers(now)
+            idle = mine and self._is_idle()
+            if self._closed or (idle and self._idle):
+                self._thread = None
+                return
+            self._idle = idle
+            until = self._until(mine, now)
+            polling, wake = (self._back, self._wake) if mine else (None, None)
+            background.prepare(until, wake)
+        timeout = None if until == _NEVER else max(0.0, until - now)
+        if polling is None or wake is None:
+            background.sleep(stack, timeout)
+            return
+        ready = polling.poll(timeout)
+        background.asleep = False
+        for device in self._ready(ready, wake):
             with stack.lock:
-                now = clock()
-                mine = self._leader is None and self._leaves == seen
-                if self._leader is None and stack.timers.due(now):
-                    self._run_timers(now)
-                if self._closed or (idle and mine and self._is_idle()):
-                    self._thread = None
-                    return
-                until = self._until(mine, now)
-                timeout = None if until == _NEVER else max(0.0, until - now)
-                idle = mine and self._is_idle()
-                polling, wake = (self._back, self._wake) if mine else (None, None)
-                background.prepare(until, wake)
-            if polling is None or wake is None:
-                background.sleep(stack, timeout)
-                continue
-            ready = polling.poll(timeout)
-            background.asleep = False
-            for device in self._ready(ready, wake):
-                with stack.lock:
-                    if self._leader is None and self._leaves == seen:
-                        self._poll((device,))
+                if self._leader is None and self._leaves == seen:
+                    self._poll((device,))
 
     def _is_idle(self) -> bool:
         return not self._devices and self.stack.timers.deadline is None
