@@ -119,6 +119,19 @@ def test_an_echo_of_a_timestamp_that_no_syn_ack_had_is_acknowledged_only(s: Scri
     s.fails(errno.EAGAIN, listener.accept)
 
 
+@conformance(v=(4, 6))
+def test_a_connection_that_was_reset_before_accept_is_accepted_all_the_same(s: Script) -> None:
+    listener = s.listener()
+    s.handshake()
+    s.inject("R. 1:1(0) ack 1")
+    s.sleep(0.05)
+    conn, name = listener.accept()
+    with conn:
+        assert name[:2] == (s.ours, s.flow.port)
+        s.fails(errno.ENOTCONN, conn.getpeername)
+        s.fails(errno.ECONNRESET, conn.recv, 1)
+
+
 @conformance("ours")
 def test_a_syn_ack_is_given_up_after_its_retries(s: Script) -> None:
     s.listener()

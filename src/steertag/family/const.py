@@ -37,6 +37,10 @@ SOCK_BROADCAST: Final = 1 << 9  # SO_BROADCAST
 SOCK_URGINLINE: Final = 1 << 10  # SO_OOBINLINE
 
 
+# `peer` of getname that is neither getsockname's (0) nor getpeername's (1)
+PEER_OF_ACCEPTED: Final = 2
+
+
 class SocketState(IntEnum):
     """`struct socket`'s state: what the user has done with it (linux/net.h)."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from steertag.errors import os_error
 from steertag.family.const import (
+    PEER_OF_ACCEPTED,
     RCV_SHUTDOWN,
     SHUTDOWN_MASK,
     SOCK_LINGER,
@@ -218,12 +219,13 @@ def inet_accept(sock: Socket, newsock: Socket, flags: int) -> None:
     newsock.state = SocketState.SS_CONNECTED
 
 
-def inet_getname(sock: Socket, peer: bool) -> Address:
+def inet_getname(sock: Socket, peer: int) -> Address:
     """Raises ENOTCONN for the peer's of a socket that has none."""
     sk = inet_sk(sock_of(sock))
     if not peer:
         return (sk.inet_saddr, sk.inet_num)
-    if not sk.inet_dport or sk.sk_state in (TcpState.TCP_CLOSE, TcpState.TCP_SYN_SENT):
+    gone = sk.sk_state in (TcpState.TCP_CLOSE, TcpState.TCP_SYN_SENT)
+    if not sk.inet_dport or (gone and peer != PEER_OF_ACCEPTED):
         raise os_error(errno.ENOTCONN)
     return (sk.inet_daddr, sk.inet_dport)
 

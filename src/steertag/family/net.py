@@ -67,7 +67,7 @@ def kernel_socketpair(sock1: Socket, sock2: Socket) -> None:
         sock1.ops.socketpair(sock1, sock2)
 
 
-def kernel_getname(sock: Socket, peer: bool) -> Address:
+def kernel_getname(sock: Socket, peer: int) -> Address:
     with sock.stack.lock:
         _alive(sock)
         return sock.ops.getname(sock, peer)

@@ -32,7 +32,9 @@ class ProtoOps:
             dissolves the connection.
         socketpair: `(sock1, sock2)`. Joins two fresh sockets. socketpair(2).
         accept: `(sock, newsock, flags)`. Ties the next connection to newsock. accept(2).
-        getname: `(sock, peer) -> address`. getsockname(2), and with peer getpeername(2).
+        getname: `(sock, peer) -> address`. getsockname(2), and with peer 1 getpeername(2);
+            PEER_OF_ACCEPTED: the peer of what `accept` has just given, though the connection may be
+            over by now.
         poll: `(sock) -> mask` of POLL* bits: what a call would find now. Evaluated again after
             every call and every `sk_*` call-back, for the descriptor that others wait on.
         ioctl: `(sock, cmd, arg) -> int`. ioctl(2), through the socket object's `ioctl`.
@@ -54,7 +56,7 @@ class ProtoOps:
     connect: Callable[[Socket, Address, int], None] = sock_no.sock_no_connect
     socketpair: Callable[[Socket, Socket], None] = sock_no.sock_no_socketpair
     accept: Callable[[Socket, Socket, int], None] = sock_no.sock_no_accept
-    getname: Callable[[Socket, bool], Address] = sock_no.sock_no_getname
+    getname: Callable[[Socket, int], Address] = sock_no.sock_no_getname
     poll: Callable[[Socket], int] = sock_no.sock_no_poll
     ioctl: Callable[[Socket, int, object], int] = sock_no.sock_no_ioctl
     listen: Callable[[Socket, int], None] = sock_no.sock_no_listen

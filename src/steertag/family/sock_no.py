@@ -28,7 +28,7 @@ def sock_no_accept(sock: Socket, newsock: Socket, flags: int) -> None:
     raise os_error(errno.EOPNOTSUPP)
 
 
-def sock_no_getname(sock: Socket, peer: bool) -> Address:
+def sock_no_getname(sock: Socket, peer: int) -> Address:
     raise os_error(errno.EOPNOTSUPP)
 
 

@@ -148,7 +148,7 @@ def _socketpair(sock1: Socket, sock2: Socket) -> None:
         sock.state = SocketState.SS_CONNECTED
 
 
-def _getname(sock: Socket, peer: bool) -> Address:
+def _getname(sock: Socket, peer: int) -> Address:
     native = native_of(sock)
     name: Address = native.getpeername() if peer else native.getsockname()
     return name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.errors import os_error
 from steertag.family import inet
-from steertag.family.const import TcpState
+from steertag.family.const import PEER_OF_ACCEPTED, TcpState
 from steertag.family.inet import InetProtosw, inet_create
 from steertag.family.proto_ops import NetProtoFamily, ProtoOps
 from steertag.family.sock_common import sock_common_getsockopt, sock_common_setsockopt
@@ -202,11 +202,11 @@ def _check_local(sk: IpSock, addr: bytes) -> None:
         raise os_error(errno.EADDRNOTAVAIL)
 
 
-def ip_getname(sock: Socket, peer: bool) -> Address:
+def ip_getname(sock: Socket, peer: int) -> Address:
     """getsockname(2), getpeername(2). Raises ENOTCONN for the peer's of a socket that has none."""
     sk = ip_sk(sock_of(sock))
     if peer:
-        if not sk.inet_dport or sk.sk_state in _CLOSED:
+        if not sk.inet_dport or (sk.sk_state in _CLOSED and peer != PEER_OF_ACCEPTED):
             raise os_error(errno.ENOTCONN)
         return address_text(sk.inet_daddr, sk.inet_dport, sk.flowlabel, sk.bound_dev_if)
     addr = sk.inet_saddr

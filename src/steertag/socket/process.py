@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from steertag.errors import os_error
 from steertag.family import net
-from steertag.family.const import SOCK_LINGER, TcpState
+from steertag.family.const import PEER_OF_ACCEPTED, SOCK_LINGER, TcpState
 from steertag.family.msg import Address, Ancillary, MsgHdr, RecvMsg
 from steertag.family.socket import Socket
 from steertag.family.sockopt import sock_of
@@ -262,7 +262,11 @@ class ProcessSocket(socket):
         sock = self._live().sock
         newsock = self._retry(lambda: net.kernel_accept(sock), READ)
         conn = socket._wrap(newsock)
-        return conn, net.kernel_getname(newsock, True)
+        try:
+            return conn, net.kernel_getname(newsock, PEER_OF_ACCEPTED)
+        except OSError as exc:
+            conn.close()
+            raise os_error(errno.ECONNABORTED) from exc
 
     def connect(self, address: Address) -> None:
         sock = self._live().sock
