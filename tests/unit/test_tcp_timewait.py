@@ -212,6 +212,7 @@ def test_connect_takes_over_a_time_wait_of_a_second_ago(s: Script) -> None:
     assert s.flow.their_isn is not None
     assert (s.flow.their_isn - old) & 0xFFFFFFFF == 2 + 65535 + 2
     assert count(s) == 0
+    assert s.side.net.mib["TcpExtTWRecycled"] == 1  # type: ignore[attr-defined]
 
 
 @conformance("ours")

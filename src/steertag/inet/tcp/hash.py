@@ -275,6 +275,7 @@ def _check_established(
 def _enter(sk: TcpSock, tables: TcpHash, waiting: TimeWaitSock | bool | None) -> None:
     if waiting:
         cast("TimeWaitSock", waiting).deschedule()
+        sk.mib["TcpExtTWRecycled"] += 1
     inet_ehash_insert(sk)
 
 
