@@ -200,8 +200,9 @@ def test_fast_open_connect_puts_the_syn_off_until_the_first_send(s: Script) -> N
 def test_tcp_info_tells_state_options_and_round_trip_time(s: Script) -> None:
     conn = s.accepted(rtt=0.05)
     info = conn.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, 104)
-    state, _, _, _, _, options, scales = info[:7]
+    state, _, _, _, _, options, scales, flags = info[:8]
     assert (state, options & 7, scales & 0xF) == (1, 7, 7)
+    assert flags == 1  # no delivery was measured yet, but for the application's pace
     rto, _, snd_mss, rcv_mss = struct.unpack_from("=4I", info, 8)
     rtt, rttvar = struct.unpack_from("=2I", info, 68)
     assert snd_mss == 1448

@@ -24,6 +24,11 @@ def cookie_of(s: Script) -> str:
     return found.fast_open.hex()
 
 
+def client_fail(sock: std.socket) -> int:
+    """tcpi_fastopen_client_fail: 2, the data was not acknowledged; 3, the SYN was sent again."""
+    return sock.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, 8)[7] >> 1 & 3
+
+
 def mib(s: Script, name: str) -> int:
     return s.side.net.mib["TcpExt" + name]  # type: ignore[attr-defined, no-any-return]
 
@@ -207,6 +212,7 @@ def test_data_that_the_syn_ack_does_not_acknowledge_is_sent_again(s: Script) -> 
     s.inject("S. 0:0(0) ack 1 <mss 1400,sackOK,TS val 1000 ecr last,wscale 7>")
     s.expect("P. 1:101(100) ack 1")
     s.inject(". 1:1(0) ack 101")
+    assert client_fail(sock) == 2
 
 
 @conformance()
@@ -218,6 +224,7 @@ def test_a_syn_that_is_sent_again_goes_without_data_and_cookie(s: Script) -> Non
     assert s.expect("S 0:0(0)", after=1).fast_open is None
     s.inject("S. 0:0(0) ack 1 <mss 1400,sackOK,TS val 1000 ecr last,wscale 7>")
     s.expect("P. 1:101(100) ack 1")
+    assert client_fail(sock) == 3
 
 
 @conformance()

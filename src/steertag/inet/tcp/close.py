@@ -67,7 +67,7 @@ def tcp_write_queue_purge(sk: TcpSock) -> None:
     for skb in sk.rtx:
         output.tcp_wmem_free_skb(sk, skb)
     sk.rtx.clear()
-    sk.sacked_out = sk.lost_out = sk.retrans_out = sk.packets_out = 0
+    sk.sacked_out = sk.lost_out = sk.retrans_out = 0
     sk.backoff = 0
     sk.snd_una = sk.snd_nxt = sk.write_seq
 

@@ -56,7 +56,7 @@ def tcp_info(sk: TcpSock) -> dict[str, int]:
         "backoff": min(sk.backoff, 255),
         "options": options,
         "wscale": (sk.snd_wscale & 15) | (sk.rcv_wscale & 15) << 4,
-        "flags": 0,
+        "flags": sk.rate_app_limited | sk.fastopen_client_fail << 1,
         "rto": _micro(sk.rto),
         "ato": _micro(sk.ato),
         "snd_mss": sk.mss_cache,

@@ -31,8 +31,8 @@ def tcp_rate_gen(sk: TcpSock, skb: TcpSkb, now: float) -> None:
     """
     if sk.app_limited and sk.delivered > sk.app_limited:
         sk.app_limited = 0
-    if not skb.delivered_at:
-        return
+    if not skb.delivered_at or sk.is_sack_reneg:
+        return  # after reneging what counts as delivered is not to be relied on
     sk.delivered_at = now
     sk.first_tx_at = skb.sent_at
     interval = now - skb.delivered_at

@@ -367,7 +367,6 @@ def _child_numbers(req: RequestSock, child: TcpSock) -> None:
     seq = add(req.snt_isn, 1)
     child.rcv_nxt = child.rcv_wup = child.copied_seq = add(req.rcv_isn, 1)
     child.snd_una = child.snd_sml = child.snd_nxt = child.snd_up = child.write_seq = seq
-    child.push_seq = seq
     child.snd_wl1 = req.rcv_isn
     child.total_retrans = req.num_retrans
     child.snt_synack = req.snt_synack if not req.num_retrans else 0.0

@@ -79,14 +79,12 @@ class RtxQueue:
         if not self.skbs:
             self.retransmit_seq = self.rack_seq = skb.seq
         self.skbs.append(skb)
-        self._sk.packets_out += 1
 
     def clear(self) -> None:
         """Forget all. The pieces' memory is the caller's to give back."""
         self.skbs.clear()
         self.ranges.clear()
         self.resent.clear()
-        self._sk.packets_out = 0
 
     def find(self, seq: int) -> int:
         """Index of the piece that holds `seq`, or of the one it would come behind; at least 0."""
@@ -119,7 +117,6 @@ class RtxQueue:
         sk.sk_wmem_queued += SKB_OVERHEAD
         sk_mem_charge(sk, SKB_OVERHEAD)
         self.skbs.insert(at + 1, rest)
-        sk.packets_out += 1
         return rest
 
     def trim(self) -> None:
@@ -167,7 +164,6 @@ class RtxQueue:
             freed += skb.length + SKB_OVERHEAD
             gone.append(skb)
         if gone:
-            sk.packets_out -= len(gone)
             sk.sk_wmem_queued -= freed
             sk_mem_uncharge(sk, freed)
             if (self.retransmit_seq - upto) & _MASK >= _HALF:

@@ -180,7 +180,6 @@ class TcpSock(IpSock):
         "nonagle",
         "notsent_lowat",
         "ofo",
-        "packets_out",
         "pending",
         "pingpong",
         "pmtu",
@@ -191,7 +190,6 @@ class TcpSock(IpSock):
         "probes_since",
         "prr_delivered",
         "prr_out",
-        "push_seq",
         "rack_advanced",
         "rack_dsack_seen",
         "rack_end_seq",
@@ -288,7 +286,6 @@ class TcpSock(IpSock):
         self.snd_wscale = 0
         self.snd_up = 0
         self.urg_mode = False
-        self.push_seq = 0
         self.nonagle = 0
         self.mss_cache = TCP_MSS_DEFAULT
         self.mss_clamp = 65535
@@ -335,7 +332,6 @@ class TcpSock(IpSock):
         self.backoff = 0
         # loss
         self.sacked_out = self.lost_out = self.retrans_out = 0
-        self.packets_out = 0
         self.dup_acks = 0
         self.high_seq = 0
         self.undo_marker: int | None = None
@@ -360,7 +356,7 @@ class TcpSock(IpSock):
         self.app_limited = 0
         self.first_tx_at = self.rate_interval = 0.0
         self.rate_delivered = 0
-        self.rate_app_limited = False
+        self.rate_app_limited = True
         self.dsack_dups = 0
         # congestion
         self.cwnd = TCP_INIT_CWND * TCP_MSS_DEFAULT
