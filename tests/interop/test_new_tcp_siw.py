@@ -105,7 +105,8 @@ def test_siw_pings_our_server(network: Namespace, beside: Guest, size: int) -> N
     ours = network.start(*STAG, *words, "--family", "new_tcp", "--device", DEVICE)
     assert ours.process.stderr is not None
     assert "listening" in ours.process.stderr.readline()
-    said = beside.check(f"rping -c -a {OURS} -p {PORT} -v -V -C 3 -S {size}")
+    status, said = beside.shell(f"rping -c -a {OURS} -p {PORT} -v -V -C 3 -S {size}")
+    assert status == 0, f"{said}\nours: {ours.stop()}"
     assert "ping data: rdma-ping-2: CDEF" in said
     assert "mismatch" not in said
     assert report_of(ours.wait())["pings"] == 3
