@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _ECHO: Final = struct.Struct("!BBHHH")
 _EXTENDED: Final = struct.Struct("=IBBBxII")
 _REQUEST: Final = {4: 8, 6: 128}
-_ICMP_HEADER: Final = 8
 _LINGER: Final = 10.0
 """Seconds to wait for an answer to the last request while there was none (iputils: MAXWAIT)."""
 _DISCOVER: Final = {"dont": 0, "want": 1, "do": 2}

@@ -34,13 +34,3 @@ def add(a: int, count: int) -> int:
 def diff(a: int, b: int) -> int:
     """How far `a` is beyond `b`: -2**31..2**31-1."""
     return ((a - b + _HALF) & MASK) - _HALF
-
-
-def seq_max(a: int, b: int) -> int:
-    """The later of two."""
-    return b if before(a, b) else a
-
-
-def seq_min(a: int, b: int) -> int:
-    """The earlier of two."""
-    return a if before(a, b) else b

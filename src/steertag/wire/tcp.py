@@ -1,18 +1,18 @@
 """The TCP header and its options (RFC 9293 section 3.1; options: RFC 7323, 2018, 7413).
 
-     0                   1                   2                   3
-    +-------------------------------+-------------------------------+
-    |          Source Port          |       Destination Port        |
-    +-------------------------------+-------------------------------+
-    |                        Sequence Number                        |
-    +---------------------------------------------------------------+
-    |                    Acknowledgment Number                      |
-    +-------+-------+---------------+-------------------------------+
-    | DOffset| Rsrvd|C E U A P R S F|            Window             |
-    +-------+-------+---------------+-------------------------------+
-    |           Checksum            |         Urgent Pointer        |
-    +-------------------------------+-------------------------------+
-    |                    options, padded to 32 bits                 |
+ 0                   1                   2                   3
++-------------------------------+-------------------------------+
+|          Source Port          |       Destination Port        |
++-------------------------------+-------------------------------+
+|                        Sequence Number                        |
++---------------------------------------------------------------+
+|                    Acknowledgment Number                      |
++-------+-------+---------------+-------------------------------+
+| DOffset| Rsrvd|C E U A P R S F|            Window             |
++-------+-------+---------------+-------------------------------+
+|           Checksum            |         Urgent Pointer        |
++-------------------------------+-------------------------------+
+|                    options, padded to 32 bits                 |
 """
 
 from __future__ import annotations
@@ -70,9 +70,6 @@ class Options:
     tsecr: int = 0
     sacks: tuple[tuple[int, int], ...] = ()
     fast_open: bytes | None = None
-
-
-NO_OPTIONS: Final = Options()
 
 
 def parse_options_untrusted(octets: Buffer) -> Options:

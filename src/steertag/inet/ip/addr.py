@@ -18,11 +18,9 @@ LOOPBACK4: Final = b"\x7f\x00\x00\x01"
 LOOPBACK6: Final = bytes(15) + b"\x01"
 LINK_LOCAL_PREFIX: Final = b"\xfe\x80" + bytes(6)
 ALL_NODES: Final = b"\xff\x02" + bytes(13) + b"\x01"
-ALL_ROUTERS: Final = b"\xff\x02" + bytes(13) + b"\x02"
 NODE_LOCAL_ALL_NODES: Final = b"\xff\x01" + bytes(13) + b"\x01"
 ALL_HOSTS4: Final = b"\xe0\x00\x00\x01"
 
-SCOPE_NODE: Final = 1
 SCOPE_LINK: Final = 2
 SCOPE_SITE: Final = 5
 SCOPE_GLOBAL: Final = 14

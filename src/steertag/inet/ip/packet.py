@@ -146,12 +146,6 @@ class L4Protocol:
 PACKET_HOST = 0
 PACKET_BROADCAST = 1
 PACKET_MULTICAST = 2
-PACKET_OTHERHOST = 3
-
-
-def pseudo_sum(packet: Packet, protocol: int, length: int) -> int:
-    """The folded sum of the packet's pseudo header, with that protocol and length."""
-    return pseudo_v6(packet.saddr, packet.daddr, protocol, length)
 
 
 def l4_checksum_ok(packet: Packet) -> bool:

@@ -11,7 +11,6 @@ from steertag.family.skbuff import Buffer
 TCPCB_SACKED_ACKED: Final = 0x01
 TCPCB_SACKED_RETRANS: Final = 0x02
 TCPCB_LOST: Final = 0x04
-TCPCB_TAGBITS: Final = 0x07
 TCPCB_EVER_RETRANS: Final = 0x80
 
 
@@ -94,23 +93,6 @@ class TcpSkb:
         self.parts = _cut(self.parts, count)
         self.length -= count
         self.seq = (self.seq + count) & 0xFFFFFFFF
-
-    def slice(self, offset: int, count: int) -> list[Buffer]:
-        """Views of `count` octets of the payload from `offset` on."""
-        if offset == 0 and count == self.length:
-            return self.parts
-        views: list[Buffer] = []
-        for part in self.parts:
-            if offset >= len(part):
-                offset -= len(part)
-                continue
-            view = memoryview(part)[offset : offset + count]
-            offset = 0
-            views.append(view)
-            count -= len(view)
-            if not count:
-                break
-        return views
 
     def __repr__(self) -> str:
         return f"<TcpSkb {self.seq}:{self.end_seq} sacked {self.sacked:#x} retrans {self.retrans}>"
