@@ -40,8 +40,9 @@ MSG_PEEK: Final = int(std.MSG_PEEK)
 MSG_WAITALL: Final = int(std.MSG_WAITALL)
 SOCK_STREAM: Final = int(std.SOCK_STREAM)
 _CHUNK: Final = 256 * 1024
-_TURN: Final = 512 * 1024
-"""Octets that sendall hands over in one go, before it looks what came meanwhile."""
+_TURN: Final = 1024 * 1024
+"""Octets that sendall hands over, in one call or in several, before it looks what came meanwhile:
+of many acknowledgements the last is enough."""
 _BULK: Final = 64 * 1024
 """Octets of a sendall from which it looks at all."""
 
