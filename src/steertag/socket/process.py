@@ -222,8 +222,8 @@ class ProcessSocket(socket):
         try:
             return call()
         except BlockingIOError:
-            # As in the standard library, MSG_DONTWAIT does not shorten a timeout. For the error queue
-            # nobody waits: recvmsg(2) never blocks on it.
+            # As in the standard library, MSG_DONTWAIT does not shorten a timeout. For the error
+            # queue nobody waits: recvmsg(2) never blocks on it.
             unwilling = self._timeout is None and flags & MSG_DONTWAIT
             if self._timeout == 0.0 or unwilling or flags & MSG_ERRQUEUE:
                 raise
