@@ -5,6 +5,19 @@
     inet_net(stack).add_device(device, ("10.0.0.2/24", "fd00::2/64"))
 
 The names are imported when first used: a program that asks for the number alone pays for no more.
+
+Which file does what, from the bottom up; imports go upwards in this list only:
+
+* `const`, `mib`: numbers of the interface, and the counters.
+* `ip`: the network layer; it knows no transport but by the handlers that they register with it.
+* `sock`, `sockopt`, `cmsg`, `errqueue`: what the socks of all transports have: addresses, options
+  of IPPROTO_IP and IPPROTO_IPV6, ancillary data, errors kept for the user.
+* `datagram`: what UDP, raw and ping sockets share.
+* `tcp`; `udp_table`, `udp_rx`, `udp_tx`, `udp`; `raw`; `ping`: the transports. TCP imports from no
+  other; `raw` and `ping` have their ioctl from `udp`.
+* `diag`: what ss(8) tells of a sock. It reads those of TCP and UDP, and `tcp.prot` and `udp` put it
+  into their `Proto`: the one place where a transport and what is above it name each other.
+* `af_inet`: the family, which registers them all with a Stack.
 """
 
 from __future__ import annotations
