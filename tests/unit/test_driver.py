@@ -224,6 +224,19 @@ def test_a_timeout_ends_the_wait_of_a_leader_and_of_a_follower(
             assert [type(outcome) for outcome in outcomes] == [TimeoutError]
 
 
+def test_a_timeout_of_months_is_longer_than_one_sleep_and_no_error(
+    nodes: tuple[Node, Node], pair: tuple[socket.socket, socket.socket]
+) -> None:
+    client, conn = pair
+    client.settimeout(4e6)  # epoll_wait takes 24 days at most
+    for number in range(20):  # the answer comes while it sleeps, in most of them
+        thread, outcomes = started(lambda: client.recv(1), "patient")
+        thread.join(0.01)
+        conn.sendall(bytes([number]))
+        thread.join(PATIENCE)
+        assert outcomes == [bytes([number])]
+
+
 def test_an_interrupted_leader_leaves_the_devices_to_others(
     nodes: tuple[Node, Node], pair: tuple[socket.socket, socket.socket]
 ) -> None:

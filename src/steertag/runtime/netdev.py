@@ -56,6 +56,8 @@ _DELIVERING: Final = (
 _FAILURES: Final = 16
 """Turns of a device that may fail one after the other before it is taken down."""
 _NEVER: Final = math.inf
+_LONGEST: Final = 86400.0
+"""Seconds of one sleep: epoll counts milliseconds in an int. Who waits longer sleeps again."""
 _ALWAYS: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL | POLL_LOOK
 _NEWS: Final = {
     READ: READ | POLLRDHUP | _ALWAYS,
@@ -316,7 +318,7 @@ class NetDriver:
             until = stack.timers.deadline
             if deadline is not None and (until is None or deadline < until):
                 until = deadline
-            timeout = None if until is None else max(0.0, until - now)
+            timeout = None if until is None else min(max(0.0, until - now), _LONGEST)
             front, kick = self._front, self._kick
             waiter.prepare(_NEVER if until is None else until, kick)
         if front is None or kick is None:
@@ -508,7 +510,7 @@ class NetDriver:
             until = self._until(mine, now)
             polling, wake = (self._back, self._wake) if mine else (None, None)
             background.prepare(until, wake)
-        timeout = None if until == _NEVER else max(0.0, until - now)
+        timeout = None if until == _NEVER else min(max(0.0, until - now), _LONGEST)
         if polling is None or wake is None:
             background.sleep(stack, timeout)
             return
