@@ -330,3 +330,14 @@ def test_what_a_sender_is_told_by_a_busy_device_is_what_it_raised() -> None:
     wire.refuse = OSError(errno.ENOBUFS, "full")
     with pytest.raises(OSError, match="full"):
         host.send("10.0.0.9", b"x")
+
+
+def test_a_device_whose_address_another_has_is_not_added() -> None:
+    host, first, _ = two_links()
+    before = [str(each) for each in host.net.routes()], list(host.stack.devices)
+    third = Wire("third")
+    with pytest.raises(FileExistsError, match=r"10\.0\.0\.1: a device of the Stack has it"):
+        host.net.add_device(third, ("10.7.0.1/24", "10.0.0.1/24"))
+    assert ([str(each) for each in host.net.routes()], list(host.stack.devices)) == before
+    host.net.del_device(first)
+    host.net.add_device(third, ("10.7.0.1/24", "10.0.0.1/24"))

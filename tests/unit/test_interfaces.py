@@ -83,6 +83,7 @@ def test_a_seed_alone_is_no_fault() -> None:
         ("tun:stag0,stag1,10.9.0.2/24", "'stag1'"),
         ("tun:10.9.0.2/24,host=10.9.0.1", "10.9.0.1/24"),
         ("tun:10.9.0.2/24,host=10.9.0.2/24", "another"),
+        ("tun:10.9.0.2/24,10.9.0.2/16", "10.9.0.2 stands there twice"),
         ("tun:10.9.0.2/24,via=10.8.0.1", "no network"),
         ("tun:10.9.0.2/24,via=10.9.0.1,via=10.9.0.3", "twice"),
         ("tun:10.9.0.2/24,via=10.9.0.1/24", "without a prefix"),

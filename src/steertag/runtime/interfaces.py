@@ -165,7 +165,10 @@ class _Parser:
         if equals:
             self._setting(key.strip(), value.strip())
         elif "/" in item or _is_address(item):
-            self._addresses.append(self._interface(item))
+            address = self._interface(item)
+            if any(address.ip == each.ip for each in self._addresses):
+                raise self._error(f"{address.ip} stands there twice")
+            self._addresses.append(address)
         elif first:
             if item and not _NAME.fullmatch(item):
                 raise self._error(f"{item!r} is no interface name; at most 15 characters, no space")

@@ -99,7 +99,8 @@ class InetNet:
             addresses: "10.0.0.2/24", "fd00::2/64": each brings the route to its subnet.
 
         Raises:
-            OSError: EEXIST, a device of that name is there; EINVAL, no address.
+            OSError: EEXIST, a device of that name is there, or one with that address; EINVAL, no
+                address. Nothing was added then.
         """
         parsed = [ip.parse_prefix(each) for each in addresses]
         with self.stack.lock:
@@ -111,7 +112,11 @@ class InetNet:
             indev = self._devices[device] = InDevice(self, device)
             self.bump_genid()
             # Registration may take in what has come already: the addresses have to be there.
-            added = [self._addr_add(indev, *each) for each in parsed]
+            try:
+                added = [self._addr_add(indev, *each) for each in parsed]
+            except OSError:
+                self._forget(indev)
+                raise
             register_netdevice(self.stack, device, receiver(self, indev), self._complete)
             if indev.is_ethernet and not indev.link_local():
                 added.append(self._addr_add(indev, indev.eui64_link_local(), 64, protocol="kernel"))
@@ -122,19 +127,22 @@ class InetNet:
     def del_device(self, device: Device) -> None:
         """Forget a device with its addresses and routes; it is not closed. Raises ENODEV."""
         with self.stack.lock:
-            indev = self.indev(device)
-            for each in list(indev.addresses):
-                self._addr_del(indev, each)
-            for table in (self.fib4, self.fib6):
-                for route in [route for route in table if route.device is device]:
-                    table.remove(route)
-            self.autoconf.forget(indev)
-            self.arp.forget(device)
-            self.nd.forget(device)
-            self.defrag.forget(device)
-            del self._devices[device]
-            self.bump_genid()
+            self._forget(self.indev(device))
             unregister_netdevice(self.stack, device)
+
+    def _forget(self, indev: InDevice) -> None:
+        device = indev.device
+        for each in list(indev.addresses):
+            self._addr_del(indev, each)
+        for table in (self.fib4, self.fib6):
+            for route in [route for route in table if route.device is device]:
+                table.remove(route)
+        self.autoconf.forget(indev)
+        self.arp.forget(device)
+        self.nd.forget(device)
+        self.defrag.forget(device)
+        del self._devices[device]
+        self.bump_genid()
 
     def indev(self, device: Device) -> InDevice:
         """What is kept for a device. Raises ENODEV for one that was not added."""
@@ -186,7 +194,7 @@ class InetNet:
         if ip.is_multicast(packed) or ip.is_any(packed):
             raise os_error(errno.EINVAL, f"{ip.text(packed)} is no address of a host")
         if any(each.find(packed) for each in self._devices.values() if _clash(each, indev, packed)):
-            raise os_error(errno.EEXIST, ip.text(packed))
+            raise os_error(errno.EEXIST, f"{ip.text(packed)}: a device of the Stack has it already")
         added = IfAddr(packed, prefixlen, _broadcast(packed, prefixlen), protocol=protocol)
         indev.addresses.append(added)
         indev.join_solicited(packed)
