@@ -93,3 +93,20 @@ def test_a_device_that_cannot_be_had_is_one_line_and_code_2(
     assert code == 2
     assert said.startswith("stag: ")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("option", ["-i", "-W"])
+@pytest.mark.parametrize("time", ["nan", "inf"])
+def test_a_time_that_is_no_number_is_a_wrong_command_line(
+    network: Namespace, option: str, time: str
+) -> None:
+    code, said = stag_ping(network, option, time, "-c", "2", "--device", f"tun:{SPEC}", HOSTS[4])
+    assert code == 2
+    assert f"Invalid value for '{option}': {time}" in said
+
+
+def test_an_address_that_two_devices_were_to_have_is_named(network: Namespace) -> None:
+    devices = ["--device", f"tun:stag0,{OURS[4]}/24", "--device", f"tun:stag1,{OURS[4]}/24"]
+    code, said = stag_ping(network, "-c", "1", *devices, HOSTS[4])
+    assert code == 2
+    assert said == f"stag: File exists: {OURS[4]}: a device of the Stack has it already\n"

@@ -18,6 +18,7 @@ import click
 from steertag.cli.device import DeviceFailed, Network, family_options
 from steertag.cli.output import reader_left
 from steertag.cli.record import CaptureFailed, pcap_option
+from steertag.cli.seconds import Seconds
 
 if TYPE_CHECKING:
     from steertag.perf.fabric.link import LinkOptions
@@ -105,7 +106,7 @@ def _link_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0.05),
+            type=Seconds(min=0.05),
             default=30.0,
             show_default=True,
             help="Seconds that the peer may be silent. A server waits for a client without end.",

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from steertag.cli.seconds import Seconds
+
 if TYPE_CHECKING:
     from steertag.socket import socket as Socket  # noqa: N812
 
@@ -396,7 +398,7 @@ def _as_json(stats: Statistics, elapsed: float, name: str, address: str, size: i
 @click.option(
     "-i",
     "interval",
-    type=click.FloatRange(0.002),
+    type=Seconds(0.002),
     default=1.0,
     show_default=True,
     help="Seconds between requests.",
@@ -412,7 +414,7 @@ def _as_json(stats: Statistics, elapsed: float, name: str, address: str, size: i
 @click.option(
     "-W",
     "linger",
-    type=click.FloatRange(0.0, min_open=True),
+    type=Seconds(0.0, min_open=True),
     help="Seconds to wait for answers after the last request (default: 10 while there was none,"
     " else twice the longest round trip).",
 )

@@ -18,6 +18,7 @@ import click
 from steertag.cli import output
 from steertag.cli.device import DeviceFailed, Network, family_options
 from steertag.cli.record import CaptureFailed, pcap_option
+from steertag.cli.seconds import Seconds
 from steertag.transfer.auth import (
     TOKEN_FILE_VARIABLE,
     default_token_path,
@@ -113,14 +114,14 @@ _connection_options = _options(
     _token_option,
     click.option(
         "--connect-timeout",
-        type=click.FloatRange(min=0.05),
+        type=Seconds(min=0.05),
         default=_CLIENT.connect_timeout,
         show_default=True,
         help="Seconds for the connection and for the server's greeting.",
     ),
     click.option(
         "--timeout",
-        type=click.FloatRange(min=0.05),
+        type=Seconds(min=0.05),
         default=_CLIENT.idle_timeout,
         show_default=True,
         help="Seconds that the server may be silent.",
@@ -137,7 +138,7 @@ _move_options = _options(
     ),
     click.option(
         "--rdma-timeout",
-        type=click.FloatRange(min=0.05),
+        type=Seconds(min=0.05),
         default=_CLIENT.rdma_timeout,
         show_default=True,
         help="Seconds for an RDMA connection before TCP is used.",
@@ -367,7 +368,7 @@ def _details(entry: Entry) -> str:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.05),
+    type=Seconds(min=0.05),
     default=_SERVER.idle_timeout,
     show_default=True,
     help="Seconds that a client may be silent.",
