@@ -16,7 +16,7 @@ class Seconds(click.FloatRange):
         super().__init__(min=min, max=YEAR, min_open=min_open)
 
     def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
