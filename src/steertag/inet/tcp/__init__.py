@@ -3,11 +3,12 @@
 Which file does what, from the bottom up; a file imports from its own paragraph and those above it:
 
 * What there is: `sock` (a connection), `skb` (a piece of its stream), `rtx` (what is sent and not
-  acknowledged), `ofo` (what came out of order), `hash` (ports and connections), `net` (what TCP
-  keeps per Stack), `isn` (unguessable numbers), `sysctl`.
+  acknowledged), `ofo` (what came out of order), `rmem` (memory of what came), `hash` (ports and
+  connections), `net` (what TCP keeps per Stack), `isn` (unguessable numbers), `sysctl`.
 * What is reckoned: `rtt` (round trips), `window` (what we offer), `cwnd` and `cong` (what we may
-  send), `rate` (what is delivered), `rack`, `sack`, `undo` (what was lost, or was not), `timer`
-  (setting timers). `ackstate` is what one acknowledgement has brought so far. They send nothing.
+  send), `rate` (what is delivered), `rack`, `sack`, `undo` (what was lost, or was not), `urgent`
+  (the octet beside the stream), `timer` (setting timers). `ackstate` is what one acknowledgement
+  has brought so far. They send nothing.
 * The sender: `output` (what goes out), `retransmit`, `recovery`, `ack` (what acknowledgements
   mean). They import each other: an acknowledgement sends, and what is sent awaits one.
 * `reset`: segments that belong to no connection, and limits on answers.

@@ -15,21 +15,21 @@ from steertag.family.const import (
     SEND_SHUTDOWN,
     SK_MEM_RECV,
     SOCK_DEAD,
-    SOCK_URGINLINE,
     TcpState,
 )
-from steertag.family.memory import sk_forced_mem_schedule, sk_mem_charge, sk_schedule
-from steertag.family.sock import sock_rfree
+from steertag.family.memory import sk_schedule
 from steertag.inet.ip.packet import Packet
 from steertag.inet.tcp import ack, close, connect, cwnd, output, reset, rtt, timer, timewait, window
 from steertag.inet.tcp.net import TcpNet
 from steertag.inet.tcp.ofo import RcvSkb
+from steertag.inet.tcp.rmem import skb_set_owner_r, tcp_try_rmem_schedule
 from steertag.inet.tcp.sock import (
     TCP_ECN_DEMAND_CWR,
     TCP_ECN_OK,
     TCP_ECN_SEEN,
     TcpSock,
 )
+from steertag.inet.tcp.urgent import tcp_urg
 from steertag.wire.seq import add, after, before, diff
 from steertag.wire.tcp import ACK, CWR, FIN, RST, SYN, URG, Segment
 
@@ -102,7 +102,7 @@ def _slow_path(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> None:
     if not _accept_ack(sk, seg, now):
         return
     _store_ts_recent(sk, seg, now)
-    _urg(sk, seg)
+    tcp_urg(sk, seg)
     tcp_data_queue(sk, packet, seg, now)
     if sk.sk_state == TcpState.TCP_CLOSE:
         return
@@ -263,7 +263,7 @@ def tcp_rcv_state_process(sk: TcpSock, packet: Packet, seg: Segment, now: float)
     if not _ack_moves_state(sk, packet, seg, now):
         return
     _store_ts_recent(sk, seg, now)
-    _urg(sk, seg)
+    tcp_urg(sk, seg)
     if not _text(sk, packet, seg, now):
         return
     if sk.sk_state != TcpState.TCP_CLOSE:
@@ -378,16 +378,9 @@ def _charge_fast(sk: TcpSock, seg: Segment, packet: Packet) -> bool:
     truesize = skb.truesize
     if truesize > sk.sk_forward_alloc and not sk_schedule(sk, truesize, SK_MEM_RECV):
         return False
-    _own(sk, skb)
+    skb_set_owner_r(sk, skb)
     sk.sk_receive_queue.append(skb)
     return True
-
-
-def _own(sk: TcpSock, skb: RcvSkb) -> None:
-    skb.sk = sk
-    skb.destructor = sock_rfree
-    sk.sk_rmem_alloc += skb.truesize
-    sk_mem_charge(sk, skb.truesize)
 
 
 def tcp_data_queue(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> None:
@@ -417,7 +410,7 @@ def tcp_data_queue(sk: TcpSock, packet: Packet, seg: Segment, now: float) -> Non
         sk.mib["TcpExtTCPZeroWindowDrop"] += 1
         _out_of_window(sk)
         return
-    if not _rmem_schedule(sk, skb):
+    if not tcp_try_rmem_schedule(sk, skb):
         sk.mib["TcpExtTCPRcvQDrop"] += 1
         sk.ack_now = True
         sk.ack_pending = True
@@ -433,7 +426,7 @@ def _out_of_window(sk: TcpSock) -> None:
 
 def _queue_in_order(sk: TcpSock, packet: Packet, skb: RcvSkb, seg: Segment, now: float) -> None:
     if len(skb):
-        _own(sk, skb)
+        skb_set_owner_r(sk, skb)
         sk.sk_receive_queue.append(skb)
     if len(seg.payload):
         _event_data_recv(sk, seg, packet, now)
@@ -474,10 +467,10 @@ def _drain_ofo(sk: TcpSock, now: float) -> None:
 def _queue_ofo(sk: TcpSock, packet: Packet, skb: RcvSkb, seg: Segment, now: float) -> None:
     """Keep what is early, and acknowledge at once: the duplicate ACK says that something lacks."""
     sk.ack_pending = sk.ack_now = True
-    if not _rmem_schedule(sk, skb):
+    if not tcp_try_rmem_schedule(sk, skb):
         sk.mib["TcpExtTCPOFODrop"] += 1
         return
-    _own(sk, skb)
+    skb_set_owner_r(sk, skb)
     if sk.ofo.insert(skb, lambda seq, end: output.tcp_dsack_extend(sk, seq, end)):
         sk.mib["TcpExtTCPOFOQueue"] += 1
         sk.rcv_ooopack += 1
@@ -522,55 +515,7 @@ def _event_data_recv(sk: TcpSock, seg: Segment, packet: Packet, now: float) -> N
         window.tcp_grow_window(sk, length)
 
 
-# -- memory -----------------------------------------------------------------------------------
-
-
-def _rmem_schedule(sk: TcpSock, skb: RcvSkb) -> bool:
-    """May it be queued? If not, something less needed is thrown away first (tcp_prune_queue)."""
-    size = skb.truesize
-    if sk.sk_rmem_alloc <= sk.sk_rcvbuf and sk_schedule(sk, size, SK_MEM_RECV):
-        return True
-    if not len(sk.sk_receive_queue) and not len(sk.ofo):
-        # Without it the reader would never read, and nothing would ever come back.
-        sk_forced_mem_schedule(sk, size)
-        return True
-    sk.mib["TcpExtPruneCalled"] += 1
-    tcp_collapse(sk)
-    if sk.sk_rmem_alloc <= sk.sk_rcvbuf and sk_schedule(sk, size, SK_MEM_RECV):
-        return True
-    pruned = False
-    while (last := sk.ofo.drop_last()) is not None:
-        last.free()
-        pruned = True
-        if sk.sk_rmem_alloc <= sk.sk_rcvbuf and sk_schedule(sk, size, SK_MEM_RECV):
-            break
-    if pruned:
-        sk.mib["TcpExtOfoPruned"] += 1
-        if sk.sk_rmem_alloc <= sk.sk_rcvbuf and sk_schedule(sk, size, SK_MEM_RECV):
-            return True
-    sk.mib["TcpExtRcvPruned"] += 1
-    sk.pred_ok = False
-    return False
-
-
-def tcp_collapse(sk: TcpSock) -> None:
-    """Join many small pieces of the receive queue: their bookkeeping is what fills the buffer."""
-    queue = sk.sk_receive_queue
-    pieces = [piece for piece in queue if isinstance(piece, RcvSkb)]
-    octets = sum(map(len, pieces))
-    if len(pieces) < 2 or octets > 65536 * len(pieces) // 8:
-        return
-    joined = b"".join(piece.data for piece in pieces)
-    start, end = pieces[0].seq, pieces[-1].end_seq
-    queue.purge()
-    skb = RcvSkb(memoryview(joined), start, end, False)
-    sk_forced_mem_schedule(sk, skb.truesize)
-    _own(sk, skb)
-    queue.append(skb)
-    sk.mib["TcpExtTCPRcvCollapsed"] += len(pieces)
-
-
-# -- FIN, urgent data, ECN ------------------------------------------------------------------------
+# -- FIN, ECN ------------------------------------------------------------------------
 
 
 def _fin(sk: TcpSock, now: float) -> None:
@@ -591,49 +536,6 @@ def _fin(sk: TcpSock, now: float) -> None:
     sk.ofo.purge()
     if not sk.sk_flags & SOCK_DEAD:
         sk.sk_state_change(sk)
-
-
-def _urg(sk: TcpSock, seg: Segment) -> None:
-    """Urgent data (RFC 9293 section 3.8.5, RFC 6093): one octet, kept beside the stream."""
-    if seg.flags & URG:
-        _check_urg(sk, seg)
-    if sk.urg_wait:
-        at = diff(sk.urg_seq, seg.seq)
-        if 0 <= at < len(seg.payload):
-            sk.urg_data = seg.payload[at]
-            sk.urg_wait = False
-            sk.sk_data_ready(sk)
-
-
-def _check_urg(sk: TcpSock, seg: Segment) -> None:
-    pointer = seg.urgent
-    if pointer and not sk.sk_stack.sysctl["net.ipv4.tcp_stdurg"]:
-        pointer -= 1
-    at = add(seg.seq, pointer)
-    if after(sk.copied_seq, at) or before(at, sk.rcv_nxt):
-        return
-    if (sk.urg_wait or sk.urg_data is not None) and not after(at, sk.urg_seq):
-        return
-    if sk.urg_seq == sk.copied_seq != sk.rcv_nxt and not sk.sk_flags & SOCK_URGINLINE:
-        _skip_old_urgent(sk)
-    sk.urg_wait = True
-    sk.urg_data = None
-    sk.urg_seq = at
-    sk.pred_ok = False
-    sk.sk_data_ready(sk)
-
-
-def _skip_old_urgent(sk: TcpSock) -> None:
-    """The reader stands before an urgent octet, and there is another: the old one is no part of
-    the stream."""
-    head = sk.sk_receive_queue.peek()
-    if (sk.urg_data is None and not sk.urg_taken and not sk.urg_wait) or head is None:
-        return
-    sk.urg_taken = False
-    sk.copied_seq = add(sk.copied_seq, 1)
-    head.pull(1)
-    if not len(head):
-        sk.sk_receive_queue.popleft().free()
 
 
 def _ecn_accept_cwr(sk: TcpSock, seg: Segment) -> None:
