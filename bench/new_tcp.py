@@ -121,8 +121,8 @@ def running(*command: object) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def measured(device: str, address: str, job: str, *arguments: float) -> Figures:
-    words = [sys.executable, SIDE, "measure", device, address, PORT, job, *arguments]
+def measured(device: str, address: str, job: str, *arguments: float, port: int = PORT) -> Figures:
+    words = [sys.executable, SIDE, "measure", device, address, port, job, *arguments]
     done = subprocess.run(
         list(map(str, words)), stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=True
     )
@@ -220,10 +220,14 @@ def beside_pytcp(options: Options) -> list[Comparison]:
 
 
 def among_many(options: Options) -> list[Comparison]:
-    rounds = [
-        measured(DEVICE, HOST, "many", options.count, options.seconds)
-        for _ in range(options.rounds)
-    ]
+    rounds = []
+    for number in range(options.rounds):
+        # The device goes with the round, before the peer hears that its sockets are closed: a peer
+        # of its own, or its descriptors would run out.
+        port = PORT + 1 + number
+        with running(sys.executable, SIDE, "serve", port):
+            found = measured(DEVICE, HOST, "many", options.count, options.seconds, port=port)
+        rounds.append(found)
     alone = [{"MB/s": each["MB/s alone"], "us": each["us alone"]} for each in rounds]
     among = [
         {"MB/s": each["MB/s among them"], "us": each["us among them"], "KiB": each["KiB each"]}
