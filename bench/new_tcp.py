@@ -224,7 +224,7 @@ def among_many(options: Options) -> list[Comparison]:
     for number in range(options.rounds):
         # The device goes with the round, before the peer hears that its sockets are closed: a peer
         # of its own, or its descriptors would run out.
-        port = PORT + 1 + number
+        port = PORT + 10 * (number + 1)
         with running(sys.executable, SIDE, "serve", port):
             found = measured(DEVICE, HOST, "many", options.count, options.seconds, port=port)
         rounds.append(found)
