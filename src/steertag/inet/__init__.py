@@ -30,15 +30,33 @@ from steertag.inet.const import AF_INET_NEW_TCP
 if TYPE_CHECKING:
     from steertag.inet.af_inet import register, unregister
     from steertag.inet.ip.net import InetNet, inet_net
+    from steertag.inet.tcp.cong.ops import CongestionOps
+    from steertag.inet.tcp.cong.registry import (
+        tcp_register_congestion_control,
+        tcp_unregister_congestion_control,
+    )
 
+_REGISTRY = "steertag.inet.tcp.cong.registry"
 _HOME = {
+    "CongestionOps": "steertag.inet.tcp.cong.ops",
     "InetNet": "steertag.inet.ip.net",
     "inet_net": "steertag.inet.ip.net",
     "register": "steertag.inet.af_inet",
+    "tcp_register_congestion_control": _REGISTRY,
+    "tcp_unregister_congestion_control": _REGISTRY,
     "unregister": "steertag.inet.af_inet",
 }
 
-__all__ = ["AF_INET_NEW_TCP", "InetNet", "inet_net", "register", "unregister"]
+__all__ = [
+    "AF_INET_NEW_TCP",
+    "CongestionOps",
+    "InetNet",
+    "inet_net",
+    "register",
+    "tcp_register_congestion_control",
+    "tcp_unregister_congestion_control",
+    "unregister",
+]
 
 
 def __getattr__(name: str) -> object:
