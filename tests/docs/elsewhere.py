@@ -25,6 +25,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "uv run pytest": ".ci/run: step tests uv run pytest",
     "uv run pytest -m bench -s": ".ci/run: step bench uv run pytest -m bench -s",
     "uv run python bench/ucx.py": "tests/bench/test_beside_peers.py::test_the_rnic_beside_ucx",
+    "uv run python bench/new_tcp.py": (
+        "tests/bench/test_new_tcp.py::test_bulk_beside_the_hosts_loopback"
+    ),
     "uv run python bench/many.py": (
         "tests/bench/test_beside_peers.py::test_an_active_connection_among_a_thousand"
     ),
