@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from steertag.device.base import Offload
@@ -33,7 +34,7 @@ _HEADER6_LEN: Final = 40
 _DF: Final = 0x4000
 
 
-class Dst:
+class Dst(ABC):
     """A destination with everything that is needed to send there. Shared by those who send there.
 
     Attributes:
@@ -125,6 +126,7 @@ class Dst:
         """
         self._net.pmtu.learn(self, mtu)
 
+    @abstractmethod
     def xmit(
         self,
         parts: list[Buffer],
@@ -147,7 +149,6 @@ class Dst:
         Raises:
             OSError: EMSGSIZE, ENOBUFS, ENETDOWN.
         """
-        raise NotImplementedError
 
     def xmit_raw(self, packet: list[Buffer]) -> None:
         """Send a packet that has its IP header already (IP_HDRINCL). Raises as `xmit`."""

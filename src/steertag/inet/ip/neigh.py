@@ -7,6 +7,7 @@ answer, or until asking has gone on for long enough: their senders are then told
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -264,7 +265,7 @@ class Neighbour:
         return not self.state & (NUD_PERMANENT | NUD_NOARP | NUD_INCOMPLETE)
 
 
-class NeighTable:
+class NeighTable(ABC):
     """The neighbours on all links of a Stack, of one version of IP (struct neigh_table).
 
     Attributes:
@@ -281,9 +282,9 @@ class NeighTable:
     def reachable_time(self) -> float:
         return self.net.ctl.base_reachable_ms[0] / 1000 * self._factor
 
+    @abstractmethod
     def solicit(self, neigh: Neighbour, lladdr: bytes) -> None:
         """Ask who has its address: everybody, or only `lladdr`."""
-        raise NotImplementedError
 
     def find(self, address: bytes, device: Device) -> Neighbour | None:
         return self._entries.get((device, address))
