@@ -15,6 +15,7 @@ from steertag.cli.main import cli
 from steertag.family.stack import Stack
 from steertag.inet.mib import GROUPS
 from steertag.observe import netstat, sockets
+from steertag.socket import default
 from tests.inet.packets import SYN, Tcp, emit
 from tests.unit.inet_sides import host, two_hosts
 from tests.unit.inet_wire import wire
@@ -101,7 +102,11 @@ def test_the_table_leaves_zeros_out_unless_asked_for() -> None:
     near.close()
 
 
-def test_the_command_shows_its_own_stack_and_no_other_by_default(directory: Path) -> None:
+def test_the_command_shows_its_own_stack_and_no_other_by_default(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A process of the command's own has a default Stack that nothing was done with yet.
+    monkeypatch.setattr(default, "_default", None)
     assert "no program with AF_INET_NEW_TCP" in stag("netstat", "-s").output
     result = stag("netstat", "-s", "--load", "--json", "-z")
     (own,) = json.loads(result.stdout)
