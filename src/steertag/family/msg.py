@@ -128,20 +128,6 @@ class RecvMsg(MsgHdr):
     def length(self) -> int:
         return self._room
 
-    def read_into(self, offset: int, place: memoryview) -> None:
-        """Copy what lies from `offset` on into `place`, and fill it."""
-        filled = 0
-        for part in self.msg_iov:
-            if offset >= len(part):
-                offset -= len(part)
-                continue
-            count = min(len(part) - offset, len(place) - filled)
-            place[filled : filled + count] = part[offset : offset + count]
-            offset = 0
-            filled += count
-            if filled == len(place):
-                break
-
     def write(self, offset: int, data: Buffer) -> int:
         if self._buffer is not None or offset != self._placed:
             return super().write(offset, data)
