@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,13 +37,13 @@ TIMEOUT = 20.0
 def session(server: Server) -> Iterator[tuple[Control, Challenge]]:
     """A client that has said hello, and can make tickets for RDMA connections."""
     stream = Stream(dial(server.host, server.port, TIMEOUT), TIMEOUT, "server", Meter(0))
-    control, nonce = Control(stream, serves=False), bytes(NONCE_OCTETS)
-    control.send_magic()
-    control.send(Hello(VERSION, nonce))
-    control.expect_magic(TIMEOUT * 1e6)
-    reply = control.expect(HelloReply)
-    yield control, Challenge(nonce, reply.nonce, reply.session)
-    stream.close()
+    with closing(stream):
+        control, nonce = Control(stream, serves=False), bytes(NONCE_OCTETS)
+        control.send_magic()
+        control.send(Hello(VERSION, nonce))
+        control.expect_magic(TIMEOUT * 1e6)
+        reply = control.expect(HelloReply)
+        yield control, Challenge(nonce, reply.nonce, reply.session)
 
 
 def request(ticket: rdma.Ticket) -> bytes:

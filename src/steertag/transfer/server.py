@@ -240,14 +240,16 @@ class Server:
                 session = self._sessions.get(ticket.session)
             if self.rdma.rdma and session is not None and session.offer(ticket, end):
                 return
-            end.reject()
+            # Before the answer: what a peer has been told, the counters tell already.
+            self.count("wire_errors")
             reason = "no such session"
+            end.reject()
         except (PathFailed, WireError) as error:
+            self.count("wire_errors")
             reason = str(error)
         finally:
             self._no_stranger()
         end.close()
-        self.count("wire_errors")
         self.report({"event": "rdma-refused", "peer": peer, "reason": reason})
 
     def _no_stranger(self) -> None:
