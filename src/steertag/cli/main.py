@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ls": ("steertag.cli.transfer:ls", "List a directory of a stag server."),
     "demo": ("steertag.cli.demo:demo", "Move a file over four paths and show the figures."),
     "bench": ("steertag.cli.bench:bench", "Measure RDMA Write, Read, Send against a socket."),
+    "run": ("steertag.cli.run:run", "Run any program over a family of steertag's."),
     "rdma": ("steertag.cli.rdma:rdma", "List the RNICs of running programs, as rdma(8) does."),
     "rping": ("steertag.cli.fabric:rping", "Ping-pong by RDMA, as librdmacm's rping."),
     "ucmatose": ("steertag.cli.fabric:ucmatose", "Connect and send, as librdmacm's ucmatose."),

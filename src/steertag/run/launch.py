@@ -28,6 +28,7 @@ class RunConfig:
         relay: the relayed path even for a family whose sockets are the host's own.
         rtt: seconds that a connection takes longer than it does, for tests.
         stats: at the end, counters on stderr.
+        modules: to be imported first where the Stack is; they may register families with it.
     """
 
     family: str = "sdp"
@@ -38,6 +39,7 @@ class RunConfig:
     relay: bool = False
     rtt: float = 0.0
     stats: bool = False
+    modules: Sequence[str] = ()
 
 
 def run(argv: Sequence[str], config: RunConfig) -> int:
