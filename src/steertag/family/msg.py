@@ -21,9 +21,19 @@ class MsgHdr:
         msg_control: ancillary data `(level, type, data)`.
         msg_controllen: octets of ancillary data that the receiver has room for.
         msg_flags: MSG_* of the call, or after recvmsg what happened (MSG_TRUNC, ...).
+        msg_waits: after a BlockingIOError the caller waits and calls again with this very object,
+            its buffers staying where they are, until the call is answered or it gives up
+            (`ProtoOps.cancel`). So a family may let a peer or a device have them meanwhile.
     """
 
-    __slots__ = ("msg_control", "msg_controllen", "msg_flags", "msg_iov", "msg_name")
+    __slots__ = (
+        "msg_control",
+        "msg_controllen",
+        "msg_flags",
+        "msg_iov",
+        "msg_name",
+        "msg_waits",
+    )
 
     def __init__(
         self,
@@ -39,6 +49,7 @@ class MsgHdr:
         self.msg_control: Sequence[Ancillary] = control
         self.msg_controllen = controllen
         self.msg_flags = flags
+        self.msg_waits = False
 
     @property
     def length(self) -> int:
@@ -108,6 +119,7 @@ class RecvMsg(MsgHdr):
         self.msg_control = ()
         self.msg_controllen = 0
         self.msg_flags = 0
+        self.msg_waits = False
         self._room = room
         self._buffer: bytearray | None = None
         self._views: list[Buffer] = []

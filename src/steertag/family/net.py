@@ -125,6 +125,19 @@ def sock_recvmsg(sock: Socket, msg: MsgHdr, flags: int = 0) -> int:
                 sock.wake(0)
 
 
+def sock_cancel(sock: Socket, msg: MsgHdr) -> int:
+    """Give a call up that was to be waited for (`ProtoOps.cancel`); octets that it has done.
+
+    Raises BlockingIOError while somebody has its buffers still. A socket that was released
+    meanwhile has let go of them, and so has a family without `cancel`: 0.
+    """
+    with sock.stack.lock:
+        cancel = sock.ops.cancel
+        if cancel is None or sock.released:
+            return 0
+        return cancel(sock, msg)
+
+
 def sock_ioctl(sock: Socket, cmd: int, arg: object = None) -> int:
     with sock.stack.lock:
         _alive(sock)

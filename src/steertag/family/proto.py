@@ -82,6 +82,9 @@ class Proto:
         sendmsg: `(sk, msg) -> octets taken` (`inet_sendmsg`).
         recvmsg: `(sk, msg, flags) -> octets placed`; sets msg_name and msg_flags
             (`sock_common_recvmsg`).
+        busy_loop: `(sk) -> bool`. A thread is about to sleep for this sock: look, without waiting,
+            whether something came for it (sk_busy_loop). True: call again, for what is awaited is
+            likely to be here in some microseconds.
         bind: `(sk, address)`. Replaces the address check of `inet_bind` for a protocol with
             addresses of its own.
         hash: `(sk)`. Becomes findable: `inet_listen`, and the protocol once connected.
@@ -132,6 +135,7 @@ class Proto:
     keepalive: Callable[[Sock, bool], None] | None = None
     sendmsg: Callable[[Sock, MsgHdr], int] | None = None
     recvmsg: Callable[[Sock, MsgHdr, int], int] | None = None
+    busy_loop: Callable[[Sock], bool] | None = None
     bind: Callable[[Sock, Address], None] | None = None
     hash: Callable[[Sock], None] | None = None
     unhash: Callable[[Sock], None] | None = None

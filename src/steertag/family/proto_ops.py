@@ -44,6 +44,13 @@ class ProtoOps:
         getsockopt: `(sock, level, name, size) -> int | bytes`. As above.
         sendmsg: `(sock, msg) -> octets taken`. send(2), sendto(2), sendmsg(2).
         recvmsg: `(sock, msg, flags) -> octets placed`. recv(2), recvfrom(2), recvmsg(2).
+        cancel: `(sock, msg) -> octets done`. The caller gives up: a msg with `msg_waits` got a
+            BlockingIOError, and won't come again (a time-out, a signal). The family lets go of
+            its buffers before this returns; where a peer has them still it raises BlockingIOError
+            and is called again after news, of which there has to be some within a stated time.
+            What had been moved counts as moved: it is the call's answer. A caller that can't
+            answer any more, because of an exception, has cleared `msg_waits`: a receiving family
+            then keeps those octets for the next call. None: the family keeps no buffers.
         passthrough: `(sock) -> socket.socket | None`. The host kernel's socket that this one is,
             for a family whose calls all end there: the socket object then binds its data and
             control calls straight to it, so that nothing lies between.
@@ -65,6 +72,7 @@ class ProtoOps:
     getsockopt: Callable[[Socket, int, int, int], int | bytes] = sock_no.sock_no_getsockopt
     sendmsg: Callable[[Socket, MsgHdr], int] = sock_no.sock_no_sendmsg
     recvmsg: Callable[[Socket, MsgHdr, int], int] = sock_no.sock_no_recvmsg
+    cancel: Callable[[Socket, MsgHdr], int] | None = None
     passthrough: Callable[[Socket], host.socket | None] | None = None
 
 

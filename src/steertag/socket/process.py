@@ -215,8 +215,13 @@ class ProcessSocket(socket):
             raise os_error(errno.EBADF)
         return self._file
 
-    def _retry(self, call: Callable[[], T], events: int, flags: int = 0) -> T:
-        """The family's answer, waiting for it as long as this socket's timeout says."""
+    def _retry(
+        self, call: Callable[[], T], events: int, flags: int = 0, msg: MsgHdr | None = None
+    ) -> T:
+        """The family's answer, waiting for it as long as this socket's timeout says.
+
+        `msg` is what the call is about, if its buffers may be the family's meanwhile.
+        """
         sock = self._live().sock
         seen = sock.news
         try:
@@ -234,12 +239,33 @@ class ProcessSocket(socket):
             limit = None if sk is None else sk.sk_rcvtimeo if events == READ else sk.sk_sndtimeo
         deadline = deadline_after(limit)
         while True:
-            self._wait(sock, seen, events, deadline)
+            try:
+                self._wait(sock, seen, events, deadline)
+            except BaseException as exc:
+                done = 0 if msg is None else self._give_up(sock, msg, exc)
+                if not done or not isinstance(exc, TimeoutError | BlockingIOError):
+                    raise
+                return cast(T, done)
             seen = sock.news
             try:
                 return call()
             except BlockingIOError:
                 continue
+
+    def _give_up(self, sock: Socket, msg: MsgHdr, exc: BaseException) -> int:
+        """Have the family let go of the msg's buffers; octets that it has done after all.
+
+        They answer a call whose time is over. Where an exception ends it there is no answer, and
+        the family is told so.
+        """
+        if not isinstance(exc, TimeoutError | BlockingIOError):
+            msg.msg_waits = False
+        while True:
+            seen = sock.news
+            try:
+                return net.sock_cancel(sock, msg)
+            except BlockingIOError:
+                self._driver.wait(sock, seen, READ | WRITE, None)
 
     def _wait(self, sock: Socket, seen: int, events: int, deadline: float | None) -> None:
         """Wait for news since `sock.news` was `seen`."""
@@ -322,19 +348,23 @@ class ProcessSocket(socket):
 
     def _receive(self, msg: MsgHdr, flags: int) -> int:
         sock = self._live().sock
+        msg.msg_waits = self._timeout != 0.0
         if not flags:
-            return self._retry(lambda: net.sock_recvmsg(sock, msg, 0), READ)
+            return self._retry(lambda: net.sock_recvmsg(sock, msg, 0), READ, 0, msg)
         flags = int(flags)
+        if flags & MSG_DONTWAIT and self._timeout is None:
+            msg.msg_waits = False
         call_flags = flags & ~(MSG_WAITALL | MSG_DONTWAIT)
-        count = self._retry(lambda: net.sock_recvmsg(sock, msg, call_flags), READ, flags)
+        count = self._retry(lambda: net.sock_recvmsg(sock, msg, call_flags), READ, flags, msg)
         wait_all = flags & MSG_WAITALL and not flags & MSG_PEEK
         if not wait_all or sock.type != SOCK_STREAM:
             return count
         room = msg.length
         while 0 < count < room:
             rest = MsgHdr(_rest(msg.msg_iov, count))
+            rest.msg_waits = msg.msg_waits
             try:
-                more = self._retry(lambda m=rest: net.sock_recvmsg(sock, m, 0), READ, flags)  # type: ignore[misc]
+                more = self._retry(lambda m=rest: net.sock_recvmsg(sock, m, 0), READ, flags, rest)  # type: ignore[misc]
             except OSError:
                 break  # what came is reported; the error is found by the next call
             if not more:
@@ -396,13 +426,15 @@ class ProcessSocket(socket):
         sock = self._live().sock
         flags = int(msg.msg_flags)
         msg.msg_flags = flags & ~MSG_DONTWAIT
-        sent = self._retry(lambda: net.sock_sendmsg(sock, msg), WRITE, flags)
-        total = msg.length
         patient = self._timeout is None and not flags & MSG_DONTWAIT
+        msg.msg_waits = patient or bool(self._timeout)
+        sent = self._retry(lambda: net.sock_sendmsg(sock, msg), WRITE, flags, msg)
+        total = msg.length
         while sent < total and patient and sock.type == SOCK_STREAM:
             rest = MsgHdr(_rest(msg.msg_iov, sent), flags=msg.msg_flags)
+            rest.msg_waits = True
             try:
-                sent += self._retry(lambda m=rest: net.sock_sendmsg(sock, m), WRITE)  # type: ignore[misc]
+                sent += self._retry(lambda m=rest: net.sock_sendmsg(sock, m), WRITE, 0, rest)  # type: ignore[misc]
             except OSError:
                 break  # what went is reported; the error is found by the next call
         return sent
@@ -417,9 +449,10 @@ class ProcessSocket(socket):
         impatient = self._timeout is None and flags & MSG_DONTWAIT
         deadline = deadline_after(self._timeout)
         sent = 0
+        part = MsgHdr((view[:_TURN],), flags=flags)
+        part.msg_waits = waits = self._timeout != 0.0 and not impatient
         while True:
             seen = sock.news
-            part = MsgHdr((view[sent : sent + _TURN],), flags=flags)
             try:
                 taken = net.sock_sendmsg(sock, part)
                 sent += taken
@@ -433,9 +466,16 @@ class ProcessSocket(socket):
                     raise
                 if self._timeout is None and sock.sk is not None:
                     deadline = deadline_after(sock.sk.sk_sndtimeo)
-                self._wait(sock, seen, WRITE, deadline)
-            if sent >= len(view):
-                return
+                try:
+                    self._wait(sock, seen, WRITE, deadline)
+                except BaseException as exc:
+                    self._give_up(sock, part, exc)
+                    raise
+            else:
+                if sent >= len(view):
+                    return
+                part = MsgHdr((view[sent : sent + _TURN],), flags=flags)
+                part.msg_waits = waits
 
     def sendto(self, data: ReadableBuffer, *args: Any) -> int:
         """`sendto(data, address)` or `sendto(data, flags, address)`."""
