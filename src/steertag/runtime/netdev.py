@@ -21,10 +21,10 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakSet
 
-from steertag.device.base import Device, netdev_poll
+from steertag.device.base import Device
 from steertag.errors import os_error
 from steertag.family.const import SOCK_DEAD, TcpState
 from steertag.family.net import sock_release
@@ -68,6 +68,23 @@ _THREAD_NAME: Final = "steertag-net"
 _OBSERVERS_NAME: Final = "steertag-observers"
 _LOG: Final = logging.getLogger("steertag.runtime")
 _SPINS: Final = len(os.sched_getaffinity(0)) > 1
+
+
+class Driven(Protocol):
+    """What is driven: a device, or anything else with a descriptor (runtime/reactor.py).
+
+    Attributes:
+        name: for the log.
+        turn: to be called, with the Stack's lock held, when the descriptor is readable; True if
+            anything came. None: not now.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def turn(self) -> Callable[[], bool] | None: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class EventFd:
@@ -190,8 +207,9 @@ class NetDriver:
         self._leader: Waiter | None = None
         self._followers: dict[Waiter, None] = {}
         self._leaves = 0
-        self._devices: dict[int, Device] = {}
-        self._failures: dict[Device, int] = {}
+        self._everything_by = 0.0
+        self._devices: dict[int, Driven] = {}
+        self._failures: dict[Driven, int] = {}
         self._front: select.epoll | None = None  # the leader's: its eventfd and the devices
         self._back: select.epoll | None = None  # the background thread's: likewise
         self._kick: EventFd | None = None
@@ -216,6 +234,10 @@ class NetDriver:
         waiter = Waiter(events)
         lock, queue = self.stack.lock, sock.wait_queue
         wake = waiter.wake
+        sk = sock.sk
+        busy = None if sk is None or not self._real else sk.sk_prot.busy_loop
+        if busy is not None and self._look(sock, seen, busy):
+            return
         try:
             with lock:
                 if sock.news != seen:
@@ -225,7 +247,7 @@ class NetDriver:
                     self._leader = waiter
             while not waiter.news:
                 if self._leader is waiter:
-                    self._lead(waiter, deadline)
+                    self._lead(waiter, deadline, sock if busy is not None else None)
                 else:
                     self._follow(waiter, deadline)
         finally:
@@ -235,6 +257,32 @@ class NetDriver:
                 if self._leader is waiter:
                     self._hand_over()
 
+    def _look(self, sock: Socket, seen: int, busy_loop: Callable[[Sock], bool]) -> bool:
+        """Look for what the socket itself waits for, a while where it says so. True: news."""
+        lock = self.stack.lock
+        now = time.monotonic()
+        if now >= self._everything_by:
+            # Who looks at one socket alone, again and again, drives the others all the same.
+            self._everything_by = now + GRACE
+            self._turn_all(now)
+        self._leaves += 1  # as a leader who was there: the background stands back for a while
+        until = 0.0
+        while True:
+            with lock:
+                sk = sock.sk
+                if sock.news != seen or sk is None:
+                    return True
+                again = busy_loop(sk)
+                if sock.news != seen:
+                    return True
+            if not (again and _SPINS):
+                return False
+            now = time.monotonic()
+            if not until:
+                until = now + SPIN
+            elif now >= until:
+                return False
+
     def service(self) -> None:
         """Take in, without waiting, what the devices have: for a thread that sends a lot.
 
@@ -243,10 +291,12 @@ class NetDriver:
         """
         if self._leader is None and self._devices and self._real:
             self._leaves += 1  # as a leader who was there: the background stands back for a while
-            self._poll(tuple(self._devices.values()))
-            now = time.monotonic()
-            if self.stack.timers.due(now):
-                self._run_timers(now)
+            self._turn_all(time.monotonic())
+
+    def _turn_all(self, now: float) -> None:
+        self._poll(tuple(self._devices.values()))
+        if self.stack.timers.due(now):
+            self._run_timers(now)
 
     def wait_until(self, sock: Socket, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()`, called with the lock held whenever there is news for `sock`.
@@ -287,12 +337,15 @@ class NetDriver:
             with stack.lock:
                 self._followers.pop(waiter, None)
 
-    def _lead(self, waiter: Waiter, deadline: float | None) -> None:
-        """Take frames in and run timers, until there is news for the leader or its time is over."""
+    def _lead(self, waiter: Waiter, deadline: float | None, busy: Socket | None) -> None:
+        """Take frames in and run timers, until there is news for the leader or its time is over.
+
+        `busy`: the leader's socket, if it can be looked at by itself, as it has been.
+        """
         clock, stack = time.monotonic, self.stack
         timers = stack.timers
-        devices: Iterable[Device] = tuple(self._devices.values())
-        spin_until = clock() + SPIN if self._spinning and devices else 0.0
+        devices: Iterable[Driven] = tuple(self._devices.values())
+        spin_until = clock() + SPIN if self._spinning and devices and busy is None else 0.0
         while True:
             moved = self._poll(devices)
             now = clock()
@@ -306,10 +359,16 @@ class NetDriver:
                 devices = self._sleep_leading(waiter, now, deadline)
                 if waiter.news or self._leader is not waiter:
                     return
+                if busy is not None and devices:
+                    with stack.lock:
+                        if (sk := busy.sk) is not None and sk.sk_prot.busy_loop is not None:
+                            sk.sk_prot.busy_loop(sk)
+                    if waiter.news:
+                        return  # the others' are left to whoever leads next
 
     def _sleep_leading(
         self, waiter: Waiter, now: float, deadline: float | None
-    ) -> Iterable[Device]:
+    ) -> Iterable[Driven]:
         """Sleep until a device has something, a timer is due, or somebody rouses the leader."""
         stack = self.stack
         with stack.lock:
@@ -329,7 +388,7 @@ class NetDriver:
         self._spinning = _SPINS and time.monotonic() - now < 2 * SPIN
         return self._ready(ready, kick)
 
-    def _ready(self, ready: list[tuple[int, int]], eventfd: EventFd) -> list[Device]:
+    def _ready(self, ready: list[tuple[int, int]], eventfd: EventFd) -> list[Driven]:
         devices = []
         for fd, events in ready:
             if fd == eventfd.fd:
@@ -361,13 +420,15 @@ class NetDriver:
 
     # -- driving -------------------------------------------------------------------------------
 
-    def _poll(self, devices: Iterable[Device]) -> bool:
+    def _poll(self, devices: Iterable[Driven]) -> bool:
         """One turn of each device. True if any had something."""
         moved = False
+        lock = self.stack.lock
         for device in devices:
             try:
-                if netdev_poll(self.stack, device):
-                    moved = True
+                with lock:
+                    if (turn := device.turn) is not None and turn():
+                        moved = True
             except Exception as exc:  # noqa: BLE001 - whatever it is, the others go on
                 self._failed(device, exc)
             else:
@@ -375,7 +436,7 @@ class NetDriver:
                     self._failures.pop(device, None)
         return moved
 
-    def _failed(self, device: Device, exc: Exception) -> None:
+    def _failed(self, device: Driven, exc: Exception) -> None:
         """A device that fails is taken down; a bug met by one frame costs that frame alone."""
         count = self._failures[device] = self._failures.get(device, 0) + 1
         if isinstance(exc, OSError) or count >= _FAILURES:
@@ -417,7 +478,13 @@ class NetDriver:
             return
         if event == NETDEV_UNREGISTER:
             self._forget(device)
-        elif (fd := device.fileno()) != -1 and not self._closed:
+        elif device.fileno() != -1:
+            self.drive(device)
+
+    def drive(self, device: Driven) -> None:
+        """Drive something with a descriptor from now on. With the Stack's lock held."""
+        if not self._closed:
+            fd = device.fileno()
             front, back = self._front, self._back
             if front is None or back is None:
                 front, back = self._front, self._back = select.epoll(), select.epoll()
@@ -429,7 +496,11 @@ class NetDriver:
             back.register(fd, select.EPOLLIN)
             self._rouse_driver()
 
-    def _forget(self, device: Device) -> None:
+    def leave(self, device: Driven) -> None:
+        """Drive it no more. With the Stack's lock held, before its descriptor is closed."""
+        self._forget(device)
+
+    def _forget(self, device: Driven) -> None:
         for fd, other in tuple(self._devices.items()):
             if other is device:
                 del self._devices[fd]
