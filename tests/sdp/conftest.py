@@ -1,0 +1,21 @@
+"""Every pattern runs over every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sdp.world import KINDS, Kind, World
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture
+def world(kind: Kind) -> Iterator[World]:
+    with World(kind) as made:
+        yield made

@@ -1,0 +1,290 @@
+"""The families that the patterns of tests/sdp run over, and what none of them may leave behind.
+
+A pattern is what some program does with its sockets; it asks a `World` for them and knows nothing
+of the family. Its end is the World's: every sock gone, no timer set, no memory charged or
+registered, and with the Stack closed no descriptor and no thread more than before.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import select
+import socket as std
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from steertag import Stack
+from steertag.inet import AF_INET_NEW_TCP
+from steertag.socket import socket
+from tests.support import PROJECT
+
+PATIENCE: Final = 60.0
+"""Seconds until something that should happen counts as never happening."""
+AF_INET_SDP: Final = 27
+ANY: Final = ("127.0.0.1", 0)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A pair of families.
+
+    Attributes:
+        server, client: the family numbers.
+        processes: whether two processes can talk over it.
+        options: of every socket that is made: level, name, value.
+    """
+
+    name: str
+    server: int
+    client: int
+    processes: bool = True
+
+    @property
+    def sdp(self) -> bool:
+        """Whether SDP carries its streams."""
+        return self.server == self.client == AF_INET_SDP
+
+    def __str__(self) -> str:
+        return self.name
+
+
+HOST: Final = Kind("host", std.AF_INET, std.AF_INET)
+NEW_TCP: Final = Kind("new_tcp", AF_INET_NEW_TCP, AF_INET_NEW_TCP, processes=False)
+KINDS: Final[tuple[Kind, ...]] = (HOST, NEW_TCP)
+
+
+class World:
+    """Sockets of a kind, in a Stack of their own."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        self._descriptors = descriptors()
+        self._threads = set(threading.enumerate())
+        self.stack = Stack(rng=random.Random(1), load_observers=None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                eventually(lambda: not self.left(), lambda: f"left over: {self.left()}")
+        finally:
+            self.stack.close()
+        if error is None:
+            eventually(self._as_before, lambda: f"left over: {self._more_than_before()}")
+
+    def left(self) -> list[str]:
+        """What a Stack has that no program has open any more."""
+        gc.collect()
+        with self.stack.lock:
+            found = [repr(sk) for sk in self.stack.socks]
+            if not self.kind.name.startswith("new_tcp"):  # its connections wait out TIME_WAIT
+                found += [f"{self.stack.timers.pending} timers"] * bool(self.stack.timers.pending)
+            for prot in self.stack.protocols:
+                if prot.memory_allocated is not None and prot.memory_allocated.value:
+                    found.append(f"{prot.memory_allocated.value} quanta of {prot.name}")
+        return found
+
+    def _more_than_before(self) -> list[str]:
+        more = [f"{fd} {what}" for fd, what in descriptors().items() if fd not in self._descriptors]
+        threads = [each for each in threading.enumerate() if each not in self._threads]
+        return more + [repr(each) for each in threads]
+
+    def _as_before(self) -> bool:
+        gc.collect()
+        return not self._more_than_before()
+
+    # -- sockets --------------------------------------------------------------------------------
+
+    def server_socket(self) -> socket:
+        return socket(self.kind.server, std.SOCK_STREAM, stack=self.stack)
+
+    def client_socket(self) -> socket:
+        sock = socket(self.kind.client, std.SOCK_STREAM, stack=self.stack)
+        sock.settimeout(PATIENCE)
+        return sock
+
+    @contextmanager
+    def listening(self, backlog: int = 128) -> Iterator[socket]:
+        with self.server_socket() as server:
+            server.settimeout(PATIENCE)
+            server.bind(ANY)
+            server.listen(backlog)
+            yield server
+
+    def connect(self, server: socket) -> socket:
+        client = self.client_socket()
+        try:
+            client.connect(server.getsockname())
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    @contextmanager
+    def connected(self, timeout: float | None = PATIENCE) -> Iterator[tuple[socket, socket]]:
+        """A client, and what the server accepted for it.
+
+        The client connects in a thread: a server that tells plain TCP from SDP by the first octets
+        may need them before `accept` returns.
+        """
+        with self.listening() as server:
+            connecting = Task(self.connect, server)
+            conn, _ = server.accept()
+            with conn, connecting.result() as client:
+                client.settimeout(timeout)
+                conn.settimeout(timeout)
+                yield client, conn
+
+    def peer(self, family: int, role: str, *arguments: object) -> Peer:
+        """Another process with a socket of `family`; see tests/sdp/peer.py."""
+        return Peer(family, role, *arguments)
+
+
+class Task:
+    """A call in a thread of its own, whose result or exception is asked for later."""
+
+    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:  # noqa: ANN401
+        self._outcome: list[Any] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call, *arguments), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[..., Any], *arguments: Any) -> None:  # noqa: ANN401
+        try:
+            self._outcome.append(call(*arguments))
+        except BaseException as exc:  # noqa: BLE001 - `result` raises it
+            self._error = exc
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def result(self, timeout: float = PATIENCE) -> Any:  # noqa: ANN401
+        self._thread.join(timeout)
+        assert not self._thread.is_alive(), "it waits and waits"
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._outcome.pop()
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Run the calls at once, each in a thread; what they returned."""
+    tasks = [Task(call) for call in calls]
+    return [task.result() for task in tasks]
+
+
+def eventually(holds: Callable[[], bool], otherwise: Callable[[], str] = str) -> None:
+    """Wait for what becomes true by itself, and has no descriptor to wait on."""
+    pause = threading.Event()
+    for turn in range(int(PATIENCE / 0.01)):
+        if holds():
+            return
+        pause.wait(0.001 if turn < 50 else 0.01)
+    raise AssertionError(otherwise())
+
+
+def descriptors() -> dict[int, str]:
+    """This process's open descriptors, and what they are."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the directory's own
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+class Peer:
+    """Another process at the other end; killed, if need be, where its `with` block ends."""
+
+    def __init__(self, family: int, role: str, *arguments: object) -> None:
+        words = [sys.executable, "-m", "tests.sdp.peer", family, role, *arguments]
+        self.process = subprocess.Popen(
+            list(map(str, words)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def line(self) -> str:
+        """The next line that it says."""
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], PATIENCE)[0], "the peer says nothing"
+        return self.process.stdout.readline().rstrip("\n")
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+# -- octets ---------------------------------------------------------------------------------------
+
+
+def octets(size: int, seed: int = 1) -> bytes:
+    """Contents of a stream, the same for the same arguments."""
+    return random.Random(seed).randbytes(size)
+
+
+def read_exactly(sock: socket, count: int, step: int = 1 << 18) -> bytearray:
+    data = bytearray(count)
+    view, got = memoryview(data), 0
+    while got < count:
+        part = sock.recv_into(view[got : got + step])
+        assert part, f"the stream ended {count - got} octets early"
+        got += part
+    return data
+
+
+def read_to_end(sock: socket, step: int = 1 << 18) -> bytes:
+    parts = []
+    while part := sock.recv(step):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def send_and_shut(sock: socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(std.SHUT_WR)
+
+
+def readable(sock: socket, timeout: float = PATIENCE) -> bool:
+    return _ready(sock, select.POLLIN, timeout)
+
+
+def writable(sock: socket, timeout: float = PATIENCE) -> bool:
+    return _ready(sock, select.POLLOUT, timeout)
+
+
+def _ready(sock: socket, event: int, timeout: float) -> bool:
+    poller = select.poll()
+    poller.register(sock.fileno(), event)
+    return bool(poller.poll(timeout * 1000))
