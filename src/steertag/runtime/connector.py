@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from steertag.errors import os_error
-from steertag.runtime.loop import READ, WRITE, Loop
+from steertag.runtime.loop import READ, WRITE, Registrar
 from steertag.runtime.stream import Stream
 
 _UNDER_WAY: Final = (errno.EINPROGRESS, errno.EAGAIN, errno.EALREADY, errno.EINTR)
@@ -40,7 +40,7 @@ class Connector:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Registrar,
         targets: Sequence[Target],
         make: Callable[[Target], ConnectingSocket],
         timeout: float,

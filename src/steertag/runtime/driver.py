@@ -12,7 +12,7 @@ from steertag.rdma.connection import Connection
 from steertag.rdma.counters import Counters
 from steertag.rdma.qp import QueuePair
 from steertag.rdma.qp_state import QpState
-from steertag.runtime.loop import HANGUP, READ, WRITE, Loop
+from steertag.runtime.loop import HANGUP, READ, WRITE, Registrar
 from steertag.runtime.stream import Buffer, Stream
 
 _RTS: Final = QpState.RTS
@@ -62,7 +62,7 @@ class StreamDriver:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Registrar,
         connection: Connection,
         stream: Stream,
         *,

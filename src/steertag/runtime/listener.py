@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from steertag.rdma.connection import REQUEST_TIMEOUT, Connection
 from steertag.rdma.mpa_state import MpaState
 from steertag.runtime.driver import StreamDriver, TapFor
-from steertag.runtime.loop import READ, Loop
+from steertag.runtime.loop import READ, Registrar
 from steertag.runtime.stream import Stream
 
 _ACCEPTS: Final = 16
@@ -47,7 +47,7 @@ class Listener:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Registrar,
         socket: ListeningSocket,
         backlog: int,
         timeout: float = REQUEST_TIMEOUT,
@@ -154,7 +154,7 @@ class Listener:
 
 
 def respond(
-    loop: Loop,
+    loop: Registrar,
     stream: Stream,
     on_change: Callable[[], None],
     timeout: float = REQUEST_TIMEOUT,

@@ -15,6 +15,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, Protocol
 
@@ -67,6 +68,26 @@ class Handler(Protocol):
     def close(self) -> None:
         """Let go of the descriptor, and of the loop."""
         ...
+
+
+class Registrar(Protocol):
+    """Where handlers register: a `Loop`, or a Stack's `Reactor`.
+
+    Attributes:
+        clock: seconds, monotonic.
+        lock: held while handlers run.
+    """
+
+    @property
+    def clock(self) -> Callable[[], float]: ...
+    @property
+    def lock(self) -> AbstractContextManager[object]: ...
+    def add(self, handler: Handler, events: int = READ) -> None: ...
+    def remove(self, handler: Handler) -> None: ...
+    def wait_on(self, handler: Handler, events: int) -> None: ...
+    def schedule(self, handler: Handler) -> None: ...
+    def wake(self) -> None: ...
+    def notify(self) -> None: ...
 
 
 class Loop:
