@@ -1,0 +1,1 @@
+"""PROTOCOL layer: stream sockets over RDMA, the Sockets Direct Protocol (sans-I/O)."""
