@@ -180,6 +180,38 @@ class Waiter(Sleeper):
             self.rouse()
 
 
+class Lead(Waiter):
+    """A loop of somebody's own that drives a Stack for good (`NetDriver.lead`).
+
+    The loop polls `fileno()` for reading among its other descriptors, at most as long as `prepare`
+    says, and calls `turn` afterwards. It sleeps without the Stack's lock.
+    """
+
+    __slots__ = ("_driver", "_front", "_kick")
+
+    def __init__(self, driver: NetDriver, front: select.epoll, kick: EventFd) -> None:
+        super().__init__(READ)
+        self._driver = driver
+        self._front = front
+        self._kick = kick
+
+    def fileno(self) -> int:
+        return self._front.fileno()
+
+    def before(self) -> float | None:
+        """Seconds that the loop may sleep now; None is without end."""
+        stack = self._driver.stack
+        with stack.lock:
+            until = stack.timers.deadline
+            self.prepare(_NEVER if until is None else until, self._kick)
+        return None if until is None else min(max(0.0, until - time.monotonic()), _LONGEST)
+
+    def turn(self) -> None:
+        """Take in what there is and run the timers that are due."""
+        self.asleep = False
+        self._driver._turn_ready(self._front, self._kick)
+
+
 class NetDriver:
     """What drives one Stack; made by `ensure_driver`. See the module for how it works.
 
@@ -295,6 +327,23 @@ class NetDriver:
 
     def _turn_all(self, now: float) -> None:
         self._poll(tuple(self._devices.values()))
+        if self.stack.timers.due(now):
+            self._run_timers(now)
+
+    def lead(self) -> Lead:
+        """Have a loop of the caller's own drive from now on, for good.
+
+        Other threads can wait on the Stack's sockets all the same: they follow.
+        """
+        with self.stack.lock:
+            front, kick = self._open_polls()
+            self._leader = lead = Lead(self, front, kick)
+            self._background.rouse()
+        return lead
+
+    def _turn_ready(self, front: select.epoll, kick: EventFd) -> None:
+        self._poll(self._ready(front.poll(0), kick))  # what is left, the descriptor says again
+        now = time.monotonic()
         if self.stack.timers.due(now):
             self._run_timers(now)
 
@@ -485,16 +534,21 @@ class NetDriver:
         """Drive something with a descriptor from now on. With the Stack's lock held."""
         if not self._closed:
             fd = device.fileno()
-            front, back = self._front, self._back
-            if front is None or back is None:
-                front, back = self._front, self._back = select.epoll(), select.epoll()
-                self._kick, self._wake = EventFd(), EventFd()
-                front.register(self._kick.fd, select.EPOLLIN)
-                back.register(self._wake.fd, select.EPOLLIN)
+            self._open_polls()
             self._devices[fd] = device
-            front.register(fd, select.EPOLLIN)
-            back.register(fd, select.EPOLLIN)
+            for epoll in (self._front, self._back):
+                assert epoll is not None  # they are open
+                epoll.register(fd, select.EPOLLIN)
             self._rouse_driver()
+
+    def _open_polls(self) -> tuple[select.epoll, EventFd]:
+        """The leader's epoll and its eventfd; the background's are made with them."""
+        if self._front is None or self._kick is None:
+            self._front, self._back = select.epoll(), select.epoll()
+            self._kick, self._wake = EventFd(), EventFd()
+            self._front.register(self._kick.fd, select.EPOLLIN)
+            self._back.register(self._wake.fd, select.EPOLLIN)
+        return self._front, self._kick
 
     def leave(self, device: Driven) -> None:
         """Drive it no more. With the Stack's lock held, before its descriptor is closed."""
