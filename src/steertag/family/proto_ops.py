@@ -51,6 +51,8 @@ class ProtoOps:
             What had been moved counts as moved: it is the call's answer. A caller that can't
             answer any more, because of an exception, has cleared `msg_waits`: a receiving family
             then keeps those octets for the next call. None: the family keeps no buffers.
+        resolve: `(sock, address) -> address`. Called before bind and connect, without the Stack's
+            lock, so that it may wait: names become addresses. None: the family has no names.
         passthrough: `(sock) -> socket.socket | None`. The host kernel's socket that this one is,
             for a family whose calls all end there: the socket object then binds its data and
             control calls straight to it, so that nothing lies between.
@@ -73,6 +75,7 @@ class ProtoOps:
     sendmsg: Callable[[Socket, MsgHdr], int] = sock_no.sock_no_sendmsg
     recvmsg: Callable[[Socket, MsgHdr, int], int] = sock_no.sock_no_recvmsg
     cancel: Callable[[Socket, MsgHdr], int] | None = None
+    resolve: Callable[[Socket, Address], Address] | None = None
     passthrough: Callable[[Socket], host.socket | None] | None = None
 
 

@@ -279,7 +279,10 @@ class ProcessSocket(socket):
     # -- connecting ---------------------------------------------------------------------------
 
     def bind(self, address: Address) -> None:
-        net.kernel_bind(self._live().sock, address)
+        sock = self._live().sock
+        if (resolve := sock.ops.resolve) is not None:
+            address = resolve(sock, address)
+        net.kernel_bind(sock, address)
 
     def listen(self, backlog: int = 128) -> None:
         net.kernel_listen(self._live().sock, backlog)
@@ -297,6 +300,8 @@ class ProcessSocket(socket):
 
     def connect(self, address: Address) -> None:
         sock = self._live().sock
+        if (resolve := sock.ops.resolve) is not None:
+            address = resolve(sock, address)
         self._retry(lambda: self._connect(sock, address), WRITE)
 
     @staticmethod
