@@ -202,10 +202,15 @@ def sock_error(sk: Sock) -> OSError | None:
 
 
 def sock_raise_error(sk: Sock) -> None:
-    """Raise the pending error, if any."""
-    pending = sock_error(sk)
-    if pending is not None:
-        raise pending
+    """Raise the pending error, if any.
+
+    No local name has the exception: that would be a cycle, which keeps what the frames of its
+    traceback had, buffers of the user's among it.
+    """
+    code = sk.sk_err
+    if code:
+        sk.sk_err = 0
+        raise os_error(code)
 
 
 # -- default call-backs -----------------------------------------------------------------------
