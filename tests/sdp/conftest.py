@@ -19,3 +19,10 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def world(kind: Kind) -> Iterator[World]:
     with World(kind) as made:
         yield made
+
+
+@pytest.fixture(params=[kind for kind in KINDS if kind.processes], ids=str)
+def neighbours(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A World that other processes are in."""
+    with World(request.param) as made:
+        yield made

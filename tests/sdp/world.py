@@ -7,10 +7,12 @@ registered, and with the Stack closed no descriptor and no thread more than befo
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import random
 import select
+import signal
 import socket as std
 import subprocess
 import sys
@@ -39,7 +41,6 @@ class Kind:
     Attributes:
         server, client: the family numbers.
         processes: whether two processes can talk over it.
-        options: of every socket that is made: level, name, value.
     """
 
     name: str
@@ -151,9 +152,16 @@ class World:
                 conn.settimeout(timeout)
                 yield client, conn
 
-    def peer(self, family: int, role: str, *arguments: object) -> Peer:
-        """Another process with a socket of `family`; see tests/sdp/peer.py."""
-        return Peer(family, role, *arguments)
+    @contextmanager
+    def visited(self, role: str, *arguments: object) -> Iterator[tuple[socket, Peer]]:
+        """Another process that connects (tests/sdp/peer.py), and what was accepted for it."""
+        with self.listening() as server:
+            port = server.getsockname()[1]
+            with Peer(self.kind.client, role, port, *arguments) as peer:
+                conn, _ = server.accept()
+                with conn:
+                    conn.settimeout(PATIENCE)
+                    yield conn, peer
 
 
 class Task:
@@ -179,8 +187,11 @@ class Task:
         self._thread.join(timeout)
         assert not self._thread.is_alive(), "it waits and waits"
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # a cycle otherwise, which keeps what the frames of its traceback had
         return self._outcome.pop()
 
 
@@ -212,7 +223,9 @@ def descriptors() -> dict[int, str]:
 class Peer:
     """Another process at the other end; killed, if need be, where its `with` block ends."""
 
-    def __init__(self, family: int, role: str, *arguments: object) -> None:
+    def __init__(
+        self, family: int, role: str, *arguments: object, pass_fds: tuple[int, ...] = ()
+    ) -> None:
         words = [sys.executable, "-m", "tests.sdp.peer", family, role, *arguments]
         self.process = subprocess.Popen(
             list(map(str, words)),
@@ -220,6 +233,7 @@ class Peer:
             stdout=subprocess.PIPE,
             text=True,
             cwd=PROJECT,
+            pass_fds=pass_fds,
         )
 
     def __enter__(self) -> Self:
@@ -241,6 +255,15 @@ class Peer:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """As a machine that hangs: nothing in it moves, but its kernel."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(PATIENCE)
@@ -249,6 +272,7 @@ class Peer:
 # -- octets ---------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(64)
 def octets(size: int, seed: int = 1) -> bytes:
     """Contents of a stream, the same for the same arguments."""
     return random.Random(seed).randbytes(size)
