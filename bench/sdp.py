@@ -334,9 +334,9 @@ def measure_echo(options: Options) -> Rows:
                 figures = pair.echo(path, count)
                 if turn:  # the first is for warming up
                     found.append(figures)
-    found = {path: medians(each) for path, each in rounds.items()}
-    row: dict[str, Any] = {"what": "echo", "size": ECHO, **found}
-    row["p50 ratio"] = found["sdp"]["p50 us"] / found["raw"]["p50 us"]
+    both = {path: medians(each) for path, each in rounds.items()}
+    row: dict[str, Any] = {"what": "echo", "size": ECHO, **both}
+    row["p50 ratio"] = both["sdp"]["p50 us"] / both["raw"]["p50 us"]
     show(options, row, f"echo of {ECHO} octets", ("p50 us", "p99 us", "CPU us"))
     return [row]
 

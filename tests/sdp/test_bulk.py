@@ -274,7 +274,7 @@ def test_threads_share_a_socket_for_sending(world: World) -> None:
                 assert client.send(octet) == 1
 
         names = [b"a", b"b", b"c", b"d"]
-        together(*(lambda name=name: write(name) for name in names))  # type: ignore[misc]
+        together(*(lambda name=name: write(name) for name in names))
         client.shutdown(std.SHUT_WR)
         assert Counter(read_to_end(conn)) == dict.fromkeys(b"abcd", 500)
 

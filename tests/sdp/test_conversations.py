@@ -18,6 +18,7 @@ import pytest
 
 from steertag.socket import socket
 from tests.sdp.world import (
+    ANY,
     PATIENCE,
     Task,
     World,
@@ -147,7 +148,7 @@ def test_a_chat_room_hears_everybody(world: World) -> None:
             client.shutdown(std.SHUT_WR)
             return heard
 
-        heard = together(*(lambda n=n: talk(n) for n in range(guests)))  # type: ignore[misc]
+        heard = together(*(lambda n=n: talk(n) for n in range(guests)))
         room.result()
         for client in clients:
             client.close()
@@ -263,9 +264,9 @@ def serving(
         block_on_close = True
 
         def __init__(self) -> None:
-            socketserver.BaseServer.__init__(self, ("127.0.0.1", 0), handler)
+            socketserver.BaseServer.__init__(self, ANY, handler)
             self.socket = world.server_socket()
-            self.socket.bind(self.server_address)
+            self.socket.bind(ANY)
             self.server_address = self.socket.getsockname()
             self.socket.listen(self.request_queue_size)
 

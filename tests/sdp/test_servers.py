@@ -183,7 +183,7 @@ def test_an_edge_triggered_server_misses_nothing(world: World, clients: int, siz
 
     with world.listening() as server:
         serving = Task(serve_with_edges, server, clients)
-        together(*(lambda seed=seed: visit(server, seed) for seed in range(clients)))  # type: ignore[misc]
+        together(*(lambda seed=seed: visit(server, seed) for seed in range(clients)))
         serving.result()
 
 
