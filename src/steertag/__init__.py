@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         inet_create,
     )
     from steertag.inet.const import AF_INET_NEW_TCP
+    from steertag.sdp.options import AF_INET_SDP
     from steertag.socket.default import (
         default_stack,
         proto_register,
@@ -39,6 +40,7 @@ _FAMILY = "steertag.family"
 _DEFAULT = "steertag.socket.default"
 _HOME = {
     "AF_INET_NEW_TCP": "steertag.inet.const",
+    "AF_INET_SDP": "steertag.sdp.options",
     "NPROTO": _FAMILY,
     "Counter": _FAMILY,
     "HashInfo": _FAMILY,
@@ -61,6 +63,7 @@ _HOME = {
 
 __all__ = [
     "AF_INET_NEW_TCP",
+    "AF_INET_SDP",
     "NPROTO",
     "Counter",
     "HashInfo",

@@ -1,7 +1,7 @@
 """The transport's sockets under AF_INET_SDP: the host's, or AF_INET_NEW_TCP's.
 
-Both are had through the SOCKET layer's kernel calls (`Stack.sock_create`, `kernel_bind`, ...), as any
-user of sockets within a kernel has them. A socket whose calls all end at the host's
+Both are had through the SOCKET layer's kernel calls (`Stack.sock_create`, `kernel_bind`, ...), as
+any user of sockets within a kernel has them. A socket whose calls all end at the host's
 (`ProtoOps.passthrough`) is used as what it is, with nothing between.
 """
 
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 from steertag.family import net
 from steertag.family.msg import MsgHdr, RecvMsg
 from steertag.family.sock import POLLRDHUP, sk_wake
-from steertag.runtime.loop import WRITE
 
 if TYPE_CHECKING:
     from steertag.family.msg import Address
@@ -142,12 +141,15 @@ class HostTransport:
             self._reactor.remove(self)
         net.sock_release(self.sock)
 
-    def abort(self) -> None:
-        """Close it by a reset, so that its port is free at once."""
+    def reset_on_close(self) -> None:
+        """Have `close` reset the connection, so that its port is free at once."""
         self.native.setsockopt(std.SOL_SOCKET, std.SO_LINGER, _RESET)
+
+    def abort(self) -> None:
+        self.reset_on_close()
         self.close()
 
-    # -- what the reactor asks of it, while somebody waits for it to be ready ------------------------
+    # -- what the reactor asks, while somebody waits for it to be ready ------------------------
 
     deadline = None
 
@@ -245,9 +247,12 @@ class KernelTransport:
             self.sock.wait_queue.remove(self._forward)
         self.stream.close()
 
-    def abort(self) -> None:
-        """Close it by a reset, so that its port is free at once."""
+    def reset_on_close(self) -> None:
+        """Have `close` reset the connection, so that its port is free at once."""
         net.kernel_setsockopt(self.sock, std.SOL_SOCKET, std.SO_LINGER, _RESET)
+
+    def abort(self) -> None:
+        self.reset_on_close()
         self.close()
 
     def _forward(self, mask: int) -> None:
@@ -329,4 +334,3 @@ class KernelStream:
 
 
 AnyTransport = HostTransport | KernelTransport
-READY_TO_WRITE: Final = WRITE

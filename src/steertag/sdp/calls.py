@@ -57,7 +57,7 @@ _OPENING: Final = (TcpState.TCP_SYN_SENT, TcpState.TCP_SYN_RECV)
 _Write = Callable[[int, Buffer], int]
 
 
-# -- receiving --------------------------------------------------------------------------------------
+# -- receiving ------------------------------------------------------------------------------------
 
 
 def sdp_recvmsg(sk: Sock, msg: MsgHdr, flags: int) -> int:
@@ -188,7 +188,7 @@ def _collect_received(sk: SdpSock, msg: MsgHdr, flags: int) -> int:
     return sdp_recvmsg(sk, msg, flags)
 
 
-# -- sending ----------------------------------------------------------------------------------------
+# -- sending --------------------------------------------------------------------------------------
 
 
 def sdp_sendmsg(sk: Sock, msg: MsgHdr) -> int:
@@ -261,7 +261,7 @@ def _collect_sent(sk: SdpSock, msg: MsgHdr) -> int:
     return _not_sending(sk)
 
 
-# -- giving up --------------------------------------------------------------------------------------
+# -- giving up ------------------------------------------------------------------------------------
 
 
 def sdp_cancel(sock: Socket, msg: MsgHdr) -> int:
@@ -299,7 +299,7 @@ def drop_transfers(sk: SdpSock) -> None:
     sk.receiving = sk.sending = None
 
 
-# -- state ------------------------------------------------------------------------------------------
+# -- state ----------------------------------------------------------------------------------------
 
 
 def sdp_poll(sock: Socket) -> int:
@@ -364,7 +364,7 @@ def transport_of(sk: SdpSock, family: int) -> Transport:
     return transport
 
 
-# -- memory -----------------------------------------------------------------------------------------
+# -- memory ---------------------------------------------------------------------------------------
 
 
 def sdp_charge(sk: SdpSock) -> None:

@@ -87,11 +87,11 @@ def sdp_prot(fabric: Fabric) -> Proto:
     )
 
 
-# -- names ------------------------------------------------------------------------------------------
+# -- names ----------------------------------------------------------------------------------------
 
 
 def sdp_bind(sk: Sock, address: Address) -> None:
-    """bind(2): the port is the transport's. Raises EINVAL where it has one, and what bind raises."""
+    """bind(2): the port is the transport's. Raises EINVAL where it has one, or as that does."""
     sdp = sdp_sk(sk)
     if sdp.sk_state != TcpState.TCP_CLOSE or sdp.bound:
         raise os_error(errno.EINVAL)
@@ -122,7 +122,7 @@ def remember_names(sk: SdpSock) -> None:
         sk.inet_daddr, sk.inet_dport = name[0], name[1]
 
 
-# -- connecting -------------------------------------------------------------------------------------
+# -- connecting -----------------------------------------------------------------------------------
 
 
 def sdp_connect(sk: Sock, address: Address) -> None:
@@ -201,7 +201,7 @@ def _forget_stream(sk: SdpSock) -> None:
         transport.close()
 
 
-# -- listening --------------------------------------------------------------------------------------
+# -- listening ------------------------------------------------------------------------------------
 
 
 def sdp_hash(sk: Sock) -> None:
@@ -238,7 +238,7 @@ def sdp_accepted(listener: SdpSock, child: SdpSock) -> None:
     sk_acceptq_added(listener, child)
 
 
-# -- the end ----------------------------------------------------------------------------------------
+# -- the end --------------------------------------------------------------------------------------
 
 
 def sdp_shutdown(sk: Sock, how: int) -> None:
@@ -302,7 +302,7 @@ def sdp_destroy(sk: Sock) -> None:
     _forget_stream(sdp)
 
 
-# -- what the engine tells --------------------------------------------------------------------------
+# -- what the engine tells ------------------------------------------------------------------------
 
 
 def sdp_event(sk: SdpSock, mask: int) -> None:
@@ -332,7 +332,7 @@ def sdp_event(sk: SdpSock, mask: int) -> None:
     sk_wake(sk, mask)
 
 
-# -- looking ----------------------------------------------------------------------------------------
+# -- looking --------------------------------------------------------------------------------------
 
 
 def sdp_ioctl(sk: Sock, cmd: int, arg: object) -> int:

@@ -1,7 +1,7 @@
 """Options of AF_INET_SDP.
 
 What SDP has itself it answers itself; what is TCP's or IP's is the transport's to judge: it is set
-there at once, and again on the socket of a connection that falls back. Nothing is taken and ignored.
+there at once, and again on the socket of a connection that falls back. Nothing is ignored.
 """
 
 from __future__ import annotations

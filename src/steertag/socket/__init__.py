@@ -299,6 +299,14 @@ else:
     from socket import AddressInfo, MsgFlag, SocketIO, SocketKind  # noqa: F401
 
 from steertag.inet.const import AF_INET_NEW_TCP
+from steertag.sdp.options import (
+    AF_INET_SDP,
+    SDP_FALLBACK,
+    SDP_INFO,
+    SDP_TRANSPORT,
+    SDP_ZCOPY_THRESH,
+    SOL_SDP,
+)
 from steertag.socket.base import socket
 from steertag.socket.default import default_stack
 from steertag.socket.functions import create_connection, create_server, fromfd, socketpair
@@ -314,6 +322,12 @@ timeout = TimeoutError
 __all__ = [
     *_std.__all__,
     "AF_INET_NEW_TCP",
+    "AF_INET_SDP",
+    "SDP_FALLBACK",
+    "SDP_INFO",
+    "SDP_TRANSPORT",
+    "SDP_ZCOPY_THRESH",
+    "SOL_SDP",
     "create_connection",
     "create_server",
     "default_stack",

@@ -13,9 +13,14 @@ from steertag.family.proto_ops import NetProtoFamily
 from steertag.family.stack import Stack
 from steertag.host import register
 from steertag.inet.const import AF_INET_NEW_TCP
+from steertag.sdp.options import AF_INET_SDP
 
 SYSCTL_VARIABLE = "STEERTAG_SYSCTL"
-_OF_NEW_TCP = ("net.ipv4.", "net.ipv6.")
+_OF_FAMILY = {
+    "net.ipv4.": AF_INET_NEW_TCP,
+    "net.ipv6.": AF_INET_NEW_TCP,
+    "net.sdp.": AF_INET_SDP,
+}
 
 _lock = threading.Lock()
 _default: Stack | None = None
@@ -26,7 +31,8 @@ def default_stack() -> Stack:
 
     The environment variable STEERTAG_SYSCTL may set its parameters: "name=value" pairs separated
     by semicolons. STEERTAG_DEVICE says which devices AF_INET_NEW_TCP has, which are opened when
-    the family is used for the first time (see steertag.runtime.interfaces).
+    the family is used for the first time (see steertag.runtime.interfaces). AF_INET_SDP's are
+    SDP_FALLBACK, SDP_ZCOPY_THRESH, SDP_CONFIG and STEERTAG_SDP_TRANSPORT.
 
     Raises:
         OSError: ENOENT or EINVAL, the variable names no parameter or no value for it.
@@ -44,13 +50,20 @@ def default_stack() -> Stack:
 
 
 def _load_family(stack: Stack, family: int) -> None:
-    if family != AF_INET_NEW_TCP:
-        modules.request_module(stack, family)
-        return
-    # Imported here: who has no use for it pays nothing for it.
-    from steertag.runtime.interfaces import open_environment
+    # Imported here: who has no use for them pays nothing for them.
+    if family == AF_INET_NEW_TCP:
+        from steertag.runtime.interfaces import open_environment
 
-    open_environment(stack)
+        open_environment(stack)
+    elif family == AF_INET_SDP:
+        from steertag.runtime import sdp
+
+        config = sdp.SdpConfig.from_environment()
+        if config.carrier == "new_tcp" and AF_INET_NEW_TCP not in stack.families:
+            _load_family(stack, AF_INET_NEW_TCP)
+        sdp.register(stack, config)
+    else:
+        modules.request_module(stack, family)
 
 
 def apply_environment(stack: Stack) -> None:
@@ -61,8 +74,9 @@ def apply_environment(stack: Stack) -> None:
             continue
         if not equals:
             raise os_error(errno.EINVAL, f"{SYSCTL_VARIABLE}: {name!r} has no value")
-        if name.startswith(_OF_NEW_TCP) and AF_INET_NEW_TCP not in stack.families:
-            _load_family(stack, AF_INET_NEW_TCP)  # which brings these parameters
+        for prefix, family in _OF_FAMILY.items():
+            if name.startswith(prefix) and family not in stack.families:
+                _load_family(stack, family)  # which brings these parameters
         stack.sysctl.write(name.strip(), value.strip())
 
 
