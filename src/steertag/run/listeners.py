@@ -1,0 +1,136 @@
+"""Listeners of the family, and the connections that wait until the program accepts them.
+
+What the family has accepted is told to control (`pending`), which puts an octet into the program's
+end for each. At most a part of the backlog is taken over in that way, the rest waits in the family:
+so a full backlog is the family's, and its peers are answered as the family answers them.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket as std
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from steertag.family.const import PEER_OF_ACCEPTED
+from steertag.family.net import kernel_accept, kernel_getname, kernel_listen
+from steertag.run import sockaddr
+from steertag.run.poller import IN, Poller
+from steertag.run.relay import Counters, abort, release
+
+if TYPE_CHECKING:
+    from steertag.family.socket import Socket
+
+_tokens: Final = count(1)
+_OUT_OF_SOMETHING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+RETRY: Final = 0.1
+"""Seconds until accepting is tried again when descriptors or memory were lacking."""
+
+Pending = Callable[[int, bytes, bytes], None]
+"""`(token, local, peer)`."""
+
+
+class Listener:
+    """Args:
+    domain: the program's; what addresses look like.
+    pending: told of each connection.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        sock: Socket,
+        native: std.socket | None,
+        domain: int,
+        pending: Pending,
+        counters: Counters,
+    ) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._native = native
+        self._domain = domain
+        self._pending = pending
+        self._counters = counters
+        self._waiting: dict[int, Socket] = {}
+        self._limit = 1
+        self._started = False
+        self.marked = False
+
+    def listen(self, backlog: int) -> None:
+        """Raises what the family's `listen` does."""
+        backlog = max(backlog, 0)
+        self._limit = max(1, backlog // 2)
+        kernel_listen(self._sock, max(0, backlog - self._limit))
+        if self._started:
+            self._poller.again(self)
+            return
+        self._started = True
+        if self._native is None:
+            self._sock.wait_queue.append(self._news)
+        else:
+            self._poller.register(self._native.fileno(), self._native_news)
+        self._poller.again(self)
+
+    def take(self, token: int) -> Socket | None:
+        """The connection is the program's now. None: it was given up meanwhile."""
+        sock = self._waiting.pop(token, None)
+        self._poller.again(self)
+        if sock is not None:
+            self._counters.accepted += 1
+        return sock
+
+    def abort(self, token: int) -> None:
+        """Nobody will accept it: it is reset."""
+        sock = self.take(token)
+        if sock is not None:
+            self._refuse(sock)
+
+    def close(self) -> None:
+        """Connections that still wait are reset, as the kernel does it."""
+        release(self._poller, self._sock, self._native, self._news)
+        waiting, self._waiting = self._waiting, {}
+        for sock in waiting.values():
+            self._refuse(sock)
+
+    def _refuse(self, sock: Socket) -> None:
+        self._counters.refused += 1
+        abort(sock)
+        release(self._poller, sock, None)
+
+    def _news(self, mask: int) -> None:
+        if mask & (select.POLLIN | select.POLLERR | select.POLLHUP):
+            self._poller.again(self)
+
+    def _native_news(self, events: int) -> None:
+        if events & IN:
+            self._poller.again(self)
+
+    def run(self) -> None:
+        """Accept what there is and as much as may wait here."""
+        sock = self._sock
+        while len(self._waiting) < self._limit and not sock.released:
+            try:
+                newsock = kernel_accept(sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_SOMETHING:
+                    self._poller.call_at(self._poller.clock() + RETRY, self._retry)
+                    return
+                if error.errno == errno.EINVAL:
+                    return  # it listens no more
+                continue  # that connection ended before it was accepted
+            try:
+                local = sockaddr.emit(self._domain, kernel_getname(newsock, 0))
+                peer = sockaddr.emit(self._domain, kernel_getname(newsock, PEER_OF_ACCEPTED))
+            except OSError:
+                release(self._poller, newsock, None)
+                continue  # likewise
+            token = next(_tokens)
+            self._waiting[token] = newsock
+            self._pending(token, local, peer)
+
+    def _retry(self) -> None:
+        self._poller.again(self)
