@@ -196,7 +196,8 @@ class DataClient:
     """The control process's side: requests and what becomes of them.
 
     Addresses are `struct sockaddr`, octets. A `then` is called from `dispatch`, never from the
-    request itself; its errno is 0 or positive. Requests of one socket are served in their order.
+    request itself, but for those made after `Events.died`, which fail at once (ENETDOWN); its errno is
+    0 or positive. Requests of one socket are served in their order.
     """
 
     def __init__(self, channel: Channel, events: Events) -> None:
@@ -229,7 +230,8 @@ class DataClient:
 
         Nothing is answered: what goes wrong is the answer to the next request about it.
         """
-        self._channel.send((OPEN, socket, 0, family, domain, kind, protocol))
+        numbers = int(family), int(domain), int(kind), int(protocol)  # of enumerations, maybe
+        self._channel.send((OPEN, socket, 0, *numbers))
 
     def bind(self, socket: int, address: bytes, then: Then) -> int:
         """Result: the local address."""
@@ -277,11 +279,11 @@ class DataClient:
 
     def setsockopt(self, socket: int, level: int, name: int, value: bytes, then: Then) -> int:
         """For options whose table entry says so (`options`). Result: None."""
-        return self._request(then, SETSOCKOPT, socket, level, name, value)
+        return self._request(then, SETSOCKOPT, socket, int(level), int(name), value)
 
     def getsockopt(self, socket: int, level: int, name: int, size: int, then: Then) -> int:
         """Result: up to `size` octets."""
-        return self._request(then, GETSOCKOPT, socket, level, name, size)
+        return self._request(then, GETSOCKOPT, socket, int(level), int(name), size)
 
     def getsockname(self, socket: int, then: Then) -> int:
         return self._request(then, GETSOCKNAME, socket)
@@ -340,6 +342,9 @@ class DataClient:
         self._events.died()
 
     def _request(self, then: Then, kind: int, socket: int, *fields: object) -> int:
+        if self._dead:
+            then(errno.ENETDOWN, None)
+            return 0
         self._serial = serial = self._serial + 1
         self._open[serial] = then
         self._channel.send((kind, socket, serial, *fields))
