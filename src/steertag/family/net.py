@@ -85,7 +85,7 @@ def kernel_sock_shutdown(sock: Socket, how: int) -> None:
 def kernel_setsockopt(sock: Socket, level: int, name: int, value: int | bytes | None) -> None:
     with sock.stack.lock:
         _alive(sock)
-        if level == host.SOL_SOCKET and sock.ops.passthrough is None:
+        if level == host.SOL_SOCKET and not sock.ops.has_own_options:
             sock_setsockopt(sock, name, value)
         else:
             sock.ops.setsockopt(sock, level, name, value)
@@ -96,7 +96,7 @@ def kernel_getsockopt(sock: Socket, level: int, name: int, size: int = 0) -> int
     """An option: an int when `size` is 0, else up to `size` octets."""
     with sock.stack.lock:
         _alive(sock)
-        if level == host.SOL_SOCKET and sock.ops.passthrough is None:
+        if level == host.SOL_SOCKET and not sock.ops.has_own_options:
             return sock_getsockopt(sock, name, size)
         return sock.ops.getsockopt(sock, level, name, size)
 

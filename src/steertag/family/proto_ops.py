@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as host
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from steertag.family import sock_no
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from steertag.family.msg import Address, MsgHdr
     from steertag.family.socket import Socket
     from steertag.family.stack import Stack
+
+
+Direct: TypeAlias = "Callable[[Socket], host.socket | None]"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
@@ -53,6 +56,10 @@ class ProtoOps:
             then keeps those octets for the next call. None: the family keeps no buffers.
         resolve: `(sock, address) -> address`. Called before bind and connect, without the Stack's
             lock, so that it may wait: names become addresses. None: the family has no names.
+        direct: `(sock) -> socket.socket | None`. The host kernel's socket that this connection has
+            turned out to be: data calls may go straight there, and its descriptor may be given
+            out. A family that has this sets these ops when it has come to that; SOL_SOCKET's
+            options are its own then too.
         passthrough: `(sock) -> socket.socket | None`. The host kernel's socket that this one is,
             for a family whose calls all end there: the socket object then binds its data and
             control calls straight to it, so that nothing lies between.
@@ -76,7 +83,13 @@ class ProtoOps:
     recvmsg: Callable[[Socket, MsgHdr, int], int] = sock_no.sock_no_recvmsg
     cancel: Callable[[Socket, MsgHdr], int] | None = None
     resolve: Callable[[Socket, Address], Address] | None = None
+    direct: Direct | None = None
     passthrough: Callable[[Socket], host.socket | None] | None = None
+
+    @property
+    def has_own_options(self) -> bool:
+        """SOL_SOCKET's options are the host's, or the family's, and not those of family/sockopt."""
+        return self.passthrough is not None or self.direct is not None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)

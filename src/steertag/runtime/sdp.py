@@ -11,11 +11,13 @@ import socket as std
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from steertag.errors import os_error
 from steertag.family.const import (
     SOCK_KEEPOPEN,
+    SOCK_LINGER,
     SOCK_RCVBUF_LOCK,
     SOCK_SNDBUF_LOCK,
 )
@@ -32,11 +34,13 @@ from steertag.sdp.calls import transport_of
 from steertag.sdp.counters import SdpCounters
 from steertag.sdp.fallback import SENTENCES, FallbackCounters, Peers, Reason
 from steertag.sdp.options import AF_INET, AF_INET6, AF_INET_SDP
+from steertag.sdp.sock import sdp_sk
 from steertag.sdp.sockopt import CARRIERS, FALLBACKS
 from steertag.sdp.tuning import Tuning
 
 if TYPE_CHECKING:
     from steertag.family.msg import Address
+    from steertag.family.proto_ops import ProtoOps
     from steertag.family.socket import Socket
     from steertag.family.stack import Stack
     from steertag.sdp.sock import SdpSock
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 NAME: Final = "sdp"
 AF_INET_NEW_TCP: Final = 46
 _LOG: Final = logging.getLogger("steertag.sdp")
+_TIMEVAL: Final = Struct("@ll")
+_LINGER: Final = Struct("@ii")
 _MOST_TOLD: Final = 4096
 _PASSED_ON: Final = (
     (SOCK_SNDBUF_LOCK, std.SO_SNDBUF, "sk_sndbuf"),
@@ -145,6 +151,8 @@ class SdpFabric:
     """
 
     def __init__(self, stack: Stack, config: SdpConfig) -> None:
+        self.ops: ProtoOps
+        self.plain_ops: ProtoOps
         self.stack = stack
         self.config = config
         self.reactor = Reactor(stack, NAME)
@@ -251,6 +259,14 @@ class SdpFabric:
         transport.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, int(sk.nodelay))
         if sk.oob_inline:
             transport.setsockopt(std.SOL_SOCKET, std.SO_OOBINLINE, 1)
+        for name, seconds in ((std.SO_RCVTIMEO, sk.sk_rcvtimeo), (std.SO_SNDTIMEO, sk.sk_sndtimeo)):
+            if seconds:
+                whole, rest = divmod(seconds, 1.0)
+                value = _TIMEVAL.pack(int(whole), int(rest * 1e6))
+                transport.setsockopt(std.SOL_SOCKET, name, value)
+        if sk.sk_flags & SOCK_LINGER:
+            value = _LINGER.pack(1, int(sk.sk_lingertime))
+            transport.setsockopt(std.SOL_SOCKET, std.SO_LINGER, value)
         if sk.sk_rcvlowat > 1:
             transport.setsockopt(std.SOL_SOCKET, std.SO_RCVLOWAT, sk.sk_rcvlowat)
 
@@ -269,6 +285,11 @@ class SdpFabric:
         """Both ends' addresses, packed, and the local port: what a Hello says."""
         local, remote = transport.getsockname(), transport.getpeername()
         return _packed(local), _packed(remote), local[1] if isinstance(local, tuple) else 0
+
+    def direct(self, sock: Socket) -> std.socket | None:
+        """The host's socket that a connection has turned out to be."""
+        plain = sdp_sk(sock.sk).plain
+        return plain.native if isinstance(plain, HostTransport) else None
 
     def resolve(self, sock: Socket, address: Address) -> Address:
         """Look a name up. Raises gaierror; leaves to the family what is no address at all."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _EVERYTHING: Final = select.POLLIN | select.POLLOUT | select.POLLPRI | POLLRDHUP
 _ALWAYS: Final = select.POLLERR | select.POLLHUP | POLLRDHUP
+_EDGES: Final = _EVERYTHING | select.EPOLLET
 _INT: Final = struct.Struct("@i")
 _RESET: Final = struct.pack("@ii", 1, 0)
 MSG_DONTWAIT: Final = int(std.MSG_DONTWAIT)
@@ -135,6 +136,9 @@ class HostTransport:
             self._reactor.wait_on(self, mask | self._mask)
         self._mask |= mask
 
+    def watch_edges(self, sk: SdpSock) -> None:
+        self.watch(sk, _EDGES)
+
     def close(self) -> None:
         if self._sk is not None:
             self._sk = None
@@ -158,8 +162,9 @@ class HostTransport:
 
     def pump(self) -> bool:
         sk, wanted = self._sk, self._mask
-        self._mask = 0
-        self._reactor.wait_on(self, 0)
+        if not wanted & select.EPOLLET:
+            self._mask = 0
+            self._reactor.wait_on(self, 0)
         if sk is not None:
             sk_wake(sk, self.poll() & (wanted | _ALWAYS))
         return True
@@ -240,6 +245,9 @@ class KernelTransport:
         if self._sk is None:
             self._sk = sk
             self.sock.wait_queue.append(self._forward)
+
+    def watch_edges(self, sk: SdpSock) -> None:
+        self.watch(sk, 0)
 
     def close(self) -> None:
         if self._sk is not None:

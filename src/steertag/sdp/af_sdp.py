@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steertag.errors import os_error
@@ -16,6 +17,7 @@ from steertag.sdp import calls
 from steertag.sdp.options import AF_INET_SDP, IPPROTO_TCP, OWNER, SOCK_STREAM
 from steertag.sdp.proto import sdp_prot
 from steertag.sdp.sock import sdp_sk
+from steertag.sdp.sockopt import sdp_plain_getsockopt, sdp_plain_setsockopt
 
 if TYPE_CHECKING:
     from steertag.family.msg import Address, MsgHdr
@@ -46,6 +48,13 @@ def sdp_ops_recvmsg(sock: Socket, msg: MsgHdr, flags: int) -> int:
     return calls.sdp_recvmsg(sock_of(sock), msg, flags)
 
 
+def sdp_ops_accept(sock: Socket, newsock: Socket, flags: int) -> None:
+    """accept(2) (`inet_accept`)."""
+    inet.inet_accept(sock, newsock, flags)
+    sk = sdp_sk(newsock.sk)
+    newsock.ops = sk.fabric.ops if sk.plain is None else sk.fabric.plain_ops
+
+
 def sdp_ops(fabric: Fabric) -> ProtoOps:
     return ProtoOps(
         family=AF_INET_SDP,
@@ -53,7 +62,7 @@ def sdp_ops(fabric: Fabric) -> ProtoOps:
         release=inet.inet_release,
         bind=inet.inet_bind,
         connect=inet.inet_stream_connect,
-        accept=inet.inet_accept,
+        accept=sdp_ops_accept,
         getname=sdp_getname,
         poll=calls.sdp_poll,
         ioctl=inet.inet_ioctl,
@@ -71,7 +80,11 @@ def sdp_ops(fabric: Fabric) -> ProtoOps:
 def sdp_register(stack: Stack, fabric: Fabric) -> Proto:
     """Enter the protocol and the family. Raises EEXIST."""
     prot = sdp_prot(fabric)
-    rows = [InetProtosw(SOCK_STREAM, IPPROTO_TCP, prot, sdp_ops(fabric))]
+    fabric.ops = ops = sdp_ops(fabric)
+    fabric.plain_ops = replace(
+        ops, direct=fabric.direct, setsockopt=sdp_plain_setsockopt, getsockopt=sdp_plain_getsockopt
+    )
+    rows = [InetProtosw(SOCK_STREAM, IPPROTO_TCP, prot, ops)]
     stack.proto_register(prot)
     try:
         stack.sock_register(

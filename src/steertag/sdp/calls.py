@@ -306,9 +306,8 @@ def sdp_poll(sock: Socket) -> int:
     """POLL* bits that hold now (as tcp_poll)."""
     sk = sdp_sk(sock.sk)
     if sk.plain is not None:
-        mask = sk.plain.poll()
-        sk.plain.watch(sk, (POLLIN | POLLPRI | POLLOUT) & ~mask)
-        return mask
+        sk.plain.watch_edges(sk)
+        return sk.plain.poll()
     state = sk.sk_state
     if state == TcpState.TCP_LISTEN:
         return POLLIN if sk.accept_queue else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from steertag.family.msg import Address, MsgHdr
+    from steertag.family.proto_ops import Direct, ProtoOps
     from steertag.family.socket import Socket
     from steertag.sdp.engine import Engine
     from steertag.sdp.sock import SdpSock
@@ -40,6 +41,10 @@ class Transport(Protocol):
 
     def watch(self, sk: SdpSock, mask: int) -> None:
         """Wake the sock's waiters, once, when one of these POLL* bits holds."""
+        ...
+
+    def watch_edges(self, sk: SdpSock) -> None:
+        """Wake the sock's waiters from now on, with each arrival and whenever there is room."""
         ...
 
     def close(self) -> None: ...
@@ -85,7 +90,12 @@ class Fabric(Protocol):
     Attributes:
         carrier, zcopy_thresh: what a fresh sock has.
         fallback: "never" or "auto", for socks of which nobody has said so.
+        ops: the family's.
+        plain_ops: the same, for a connection that has fallen back.
     """
+
+    ops: ProtoOps
+    plain_ops: ProtoOps
 
     @property
     def carrier(self) -> str: ...
@@ -96,6 +106,11 @@ class Fabric(Protocol):
 
     def check_carrier(self, carrier: str) -> None:
         """Raises EAFNOSUPPORT: the transport isn't there."""
+        ...
+
+    @property
+    def direct(self) -> Direct:
+        """`ProtoOps.direct`."""
         ...
 
     def resolve(self, sock: Socket, address: Address) -> Address:

@@ -14,6 +14,10 @@ IPPROTO_TCP: Final = 6
 
 SOL_SOCKET: Final = 1
 SO_KEEPALIVE: Final = 9
+SO_LINGER: Final = 13
+SO_RCVTIMEO: Final = 20
+SO_SNDTIMEO: Final = 21
+SO_DOMAIN: Final = 39
 SO_OOBINLINE: Final = 10
 TCP_NODELAY: Final = 1
 

@@ -154,6 +154,8 @@ def sdp_fell_back(sk: SdpSock, transport: Transport, reason: Reason) -> None:
     sk.attempt = None
     sk.transport = sk.plain = transport
     sk.reason = reason
+    if sk.sk_socket is not None:
+        sk.sk_socket.ops = sk.fabric.plain_ops
     sk.sk_state = TcpState.TCP_ESTABLISHED
     remember_names(sk)
     sk.sk_state_change(sk)
@@ -187,6 +189,8 @@ def sdp_disconnect(sk: Sock, flags: int) -> None:
     sdp.inet_num = sdp.inet_dport = 0
     sdp.inet_saddr = sdp.inet_daddr = sdp.ANY
     sdp.reason = None
+    if sdp.sk_socket is not None:
+        sdp.sk_socket.ops = sdp.fabric.ops
     sdp.spare = b""
 
 
@@ -287,7 +291,7 @@ def sdp_close(sk: Sock, timeout: float) -> None:
 
 
 def _close_plain(sk: SdpSock, *, reset: bool) -> None:
-    """The host's kernel goes on delivering by itself."""
+    """The host's kernel goes on delivering by itself; who lingers for it does so afterwards."""
     transport, sk.transport, sk.plain = sk.plain, None, None
     if transport is not None:
         if reset:
@@ -348,7 +352,7 @@ def sdp_ioctl(sk: Sock, cmd: int, arg: object) -> int:
     if cmd == SIOCOUTQ:
         return 0 if engine is None else engine.outq
     if cmd == SIOCATMARK:
-        return int(engine is not None and not sdp.spare and engine.at_mark())
+        return int(engine is not None and not sdp.spare and engine.at_mark)
     raise os_error(errno.ENOTTY)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from steertag.errors import os_error
 from steertag.family.const import TcpState
-from steertag.family.sockopt import as_asked, int_value
+from steertag.family.sockopt import as_asked, int_value, sock_setsockopt
 from steertag.sdp import calls
 from steertag.sdp.options import (
     IPPROTO_TCP,
@@ -19,8 +19,12 @@ from steertag.sdp.options import (
     SDP_INFO,
     SDP_TRANSPORT,
     SDP_ZCOPY_THRESH,
+    SO_DOMAIN,
     SO_KEEPALIVE,
+    SO_LINGER,
     SO_OOBINLINE,
+    SO_RCVTIMEO,
+    SO_SNDTIMEO,
     SOL_SDP,
     SOL_SOCKET,
     TCP_NODELAY,
@@ -29,6 +33,7 @@ from steertag.sdp.sock import SdpSock, sdp_sk
 
 if TYPE_CHECKING:
     from steertag.family.sock import Sock
+    from steertag.family.socket import Socket
 
 Value = int | bytes | None
 
@@ -102,6 +107,27 @@ def sdp_getsockopt(sk: Sock, level: int, name: int, size: int) -> int | bytes:
     if (level, name) == (SOL_SOCKET, SO_OOBINLINE):
         return as_asked(int(sdp.oob_inline), size)
     return calls.transport_of(sdp, 0).getsockopt(level, name, size)
+
+
+def sdp_plain_setsockopt(sock: Socket, level: int, name: int, value: Value) -> None:
+    """Of a connection that has fallen back, SOL_SOCKET's included: the transport's."""
+    sk = sdp_sk(sock.sk)
+    if level != SOL_SOCKET or sk.plain is None:
+        sdp_setsockopt(sk, level, name, value)
+        return
+    sk.plain.setsockopt(level, name, value)
+    if name in (SO_RCVTIMEO, SO_SNDTIMEO, SO_LINGER):
+        sock_setsockopt(sock, name, value)  # who waits is the socket object
+
+
+def sdp_plain_getsockopt(sock: Socket, level: int, name: int, size: int) -> int | bytes:
+    """As above."""
+    sk = sdp_sk(sock.sk)
+    if (level, name) == (SOL_SOCKET, SO_DOMAIN):
+        return as_asked(int(sk.sk_family), size)
+    if level != SOL_SOCKET or sk.plain is None:
+        return sdp_getsockopt(sk, level, name, size)
+    return sk.plain.getsockopt(level, name, size)
 
 
 def _get_own(sk: SdpSock, name: int, size: int) -> int | bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket as std
 
 from steertag.family.net import sock_release
 from steertag.family.socket import Socket
@@ -22,6 +23,7 @@ class File:
         self.sock = sock
         self.holders = 1
         self._readiness: Readiness | None = None
+        self._native_inode = -1
         self._detached: set[int] = set()
 
     @classmethod
@@ -37,6 +39,36 @@ class File:
                 self.sock.stack.sockfs[self._readiness.inode] = self
             return self._readiness
 
+    # -- descriptors ---------------------------------------------------------------------------
+
+    def native(self) -> std.socket | None:
+        """The host's socket that it is by now, unless a descriptor was given out before."""
+        sock = self.sock
+        if sock.released or self._readiness is not None or sock.ops.direct is None:
+            return None
+        return sock.ops.direct(sock)
+
+    def new_fd(self) -> int:
+        """A descriptor to wait on, the caller's to close (`forget_fd`). With the lock held."""
+        native = self.native()
+        if native is None:
+            return self.readiness().new_fd()
+        fd = os.dup(native.fileno())
+        self._native_inode = os.fstat(fd).st_ino
+        self.sock.stack.sockfs[self._native_inode] = self
+        return fd
+
+    def forget_fd(self, fd: int) -> None:
+        """It is about to be closed."""
+        if self._readiness is not None:
+            self._readiness.forget_fd(fd)
+
+    def _adopt_fd(self, fd: int) -> None:
+        if self._readiness is not None:
+            self._readiness.adopt_fd(fd)
+
+    # -- holders -------------------------------------------------------------------------------
+
     def get(self) -> File:
         """One holder more."""
         with self.sock.stack.lock:
@@ -46,7 +78,7 @@ class File:
     def take_fd(self, fd: int) -> None:
         """A new holder comes with its descriptor; one that was detached is a holder already."""
         with self.sock.stack.lock:
-            self.readiness().adopt_fd(fd)
+            self._adopt_fd(fd)
             if fd in self._detached:
                 self._detached.remove(fd)
             else:
@@ -68,6 +100,7 @@ class File:
             try:
                 sock_release(self.sock)
             finally:
+                self.sock.stack.sockfs.pop(self._native_inode, None)
                 if readiness is not None:
                     self.sock.stack.sockfs.pop(inode, None)
                     readiness.close()

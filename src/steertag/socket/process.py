@@ -60,6 +60,22 @@ class ProcessSocket(socket):
         self._timeout = std.getdefaulttimeout()
         self._file: File | None = file if file is not None else File(self.kernel)
         self._driver = ensure_driver(self.kernel.stack)
+        self._native: std.socket | None = None
+        if self.kernel.ops.direct is not None:
+            self._find_native()
+
+    def _find_native(self) -> None:
+        """Whether data calls can go straight to the host's socket that this one is by now.
+
+        Such a call has no more between than it has in the standard library's, nor does closing
+        wake it.
+        """
+        sock = self._live().sock
+        with sock.stack.lock:
+            native = self._live().native()
+            if native is not None and self._native is None:
+                self._native = std.socket(native.family, native.type, native.proto, native.fileno())
+                self._native.settimeout(self._timeout)
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -133,24 +149,45 @@ class ProcessSocket(socket):
         if self._file is None:
             return
         file, self._file = self._file, None
-        self._linger(file)
+        kept = self._linger(file)
+        self._forget_native()
         fd, self._fd = self._fd, -1
         if fd != -1:
-            file.readiness().forget_fd(fd)
+            file.forget_fd(fd)
             os.close(fd)
         file.put()
+        if kept is not None:
+            kept.close()
 
-    def _linger(self, file: File) -> None:
-        """SO_LINGER: stay until what was sent is delivered, or its time is over."""
+    def _forget_native(self) -> None:
+        if self._native is not None:
+            self._native.detach()  # the descriptor is the family's
+            self._native = None
+
+    def disconnect(self) -> None:
+        """Dissolve the connection, or forget the peer: connect(2) to AF_UNSPEC."""
+        self._forget_native()
+        super().disconnect()
+
+    def _linger(self, file: File) -> std.socket | None:
+        """SO_LINGER: stay until what was sent is delivered, or its time is over.
+
+        The host's kernel stays itself, when its socket is closed: here what is to be closed last.
+        """
         sk = sock_of(file.sock)
         if not sk.sk_flags & SOCK_LINGER or not sk.sk_lingertime or file.holders > 1:
-            return
+            return None
+        direct = file.sock.ops.direct
+        native = None if direct is None else direct(file.sock)
+        if native is not None:
+            return native.dup()
         if sk.sk_state == TcpState.TCP_LISTEN or self.gettimeout() == 0:
-            return
+            return None
         with suppress(OSError):
             net.kernel_sock_shutdown(file.sock, std.SHUT_WR)
         deadline = deadline_after(sk.sk_lingertime)
         self._driver.wait_until(file.sock, lambda: not sk.sk_wmem_queued, deadline)
+        return None
 
     def _decref_socketios(self) -> None:
         if self._io_refs > 0:
@@ -167,6 +204,7 @@ class ProcessSocket(socket):
         self._closed = True
         fd, file = self.fileno(), self._live()
         file.detach_fd(fd)
+        self._forget_native()
         self._file, self._fd = None, -1
         return fd
 
@@ -183,7 +221,7 @@ class ProcessSocket(socket):
             return -1
         with self.kernel.stack.lock:
             if self._fd == -1:
-                self._fd = self._file.readiness().new_fd()
+                self._fd = self._file.new_fd()
             return self._fd
 
     def get_inheritable(self) -> bool:
@@ -206,6 +244,8 @@ class ProcessSocket(socket):
             if value < 0.0:
                 raise ValueError("Timeout value out of range")
         self._timeout = value
+        if self._native is not None:
+            self._native.settimeout(value)
 
     def gettimeout(self) -> float | None:
         return self._timeout
@@ -303,6 +343,8 @@ class ProcessSocket(socket):
         if (resolve := sock.ops.resolve) is not None:
             address = resolve(sock, address)
         self._retry(lambda: self._connect(sock, address), WRITE)
+        if sock.ops.direct is not None:
+            self._find_native()
 
     @staticmethod
     def _connect(sock: Socket, address: Address) -> None:
@@ -378,12 +420,16 @@ class ProcessSocket(socket):
         return count
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if (native := self._native) is not None:
+            return native.recv(bufsize, flags)
         if bufsize < 0:
             raise ValueError("negative buffersize in recv")
         msg = RecvMsg(bufsize)
         return msg.data(self._receive(msg, flags))
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
+        if (native := self._native) is not None:
+            return native.recvfrom(bufsize, flags)
         if bufsize < 0:
             raise ValueError("negative buffersize in recv")
         msg = RecvMsg(bufsize)
@@ -391,11 +437,15 @@ class ProcessSocket(socket):
         return data, msg.msg_name
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        if (native := self._native) is not None:
+            return native.recv_into(buffer, nbytes, flags)
         return self.recvfrom_into(buffer, nbytes, flags)[0]
 
     def recvfrom_into(
         self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0
     ) -> tuple[int, Any]:
+        if (native := self._native) is not None:
+            return native.recvfrom_into(buffer, nbytes, flags)
         view = memoryview(buffer).cast("B")
         if nbytes < 0:
             raise ValueError("negative buffersize in recv_into")
@@ -407,6 +457,8 @@ class ProcessSocket(socket):
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        if (native := self._native) is not None:
+            return native.recvmsg(bufsize, ancbufsize, flags)
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
         buffer = bytearray(bufsize)
@@ -416,6 +468,8 @@ class ProcessSocket(socket):
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0
     ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+        if (native := self._native) is not None:
+            return native.recvmsg_into(buffers, ancbufsize, flags)
         if ancbufsize < 0:
             raise ValueError("invalid ancillary data buffer length")
         views = [memoryview(buffer).cast("B") for buffer in buffers]
@@ -445,10 +499,15 @@ class ProcessSocket(socket):
         return sent
 
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        if (native := self._native) is not None:
+            return native.send(data, flags)
         return self._send(MsgHdr((memoryview(data).cast("B"),), flags=flags))
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Send all of it; the timeout is for the whole. After an error nobody knows how much."""
+        if (native := self._native) is not None:
+            native.sendall(data, flags)
+            return
         view = memoryview(data).cast("B")
         sock = self._live().sock
         impatient = self._timeout is None and flags & MSG_DONTWAIT
@@ -496,6 +555,8 @@ class ProcessSocket(socket):
         flags: int = 0,
         address: Address = None,
     ) -> int:
+        if (native := self._native) is not None and address is None:
+            return native.sendmsg(buffers, ancdata, flags)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         return self._send(MsgHdr(views, name=address, control=tuple(ancdata), flags=flags))
 
@@ -527,6 +588,8 @@ class ProcessSocket(socket):
 
     def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
         """Send a file from `offset` to its end, or `count` octets; its position moves along."""
+        if (native := self._native) is not None:
+            return native.sendfile(file, offset, count)
         if "b" not in getattr(file, "mode", "b"):
             raise ValueError("file should be opened in binary mode")
         if self.type != SOCK_STREAM:

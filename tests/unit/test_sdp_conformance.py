@@ -1,0 +1,103 @@
+"""AF_INET_SDP does what socket(7) promises, whichever way its octets go."""
+
+from __future__ import annotations
+
+import itertools
+import socket as std
+from collections.abc import Callable
+
+import pytest
+
+from steertag import AF_INET_SDP, Stack, device, inet, socket
+from steertag.family.rules import Rules
+from steertag.runtime.sdp import SdpConfig, register
+from steertag.testing import STREAM_CHECKS, Endpoints
+
+LOOPBACK = ("127.0.0.1", 0)
+PLAIN = Rules.parse("use tcp * * *:*")
+
+
+def endpoints(stack: Stack, address: tuple[str, int] = LOOPBACK) -> Endpoints:
+    return Endpoints(
+        make=lambda: socket.socket(AF_INET_SDP, std.SOCK_STREAM, stack=stack), address=address
+    )
+
+
+def over_host() -> Endpoints:
+    stack = Stack()
+    register(stack)
+    return endpoints(stack)
+
+
+def over_host_inet6() -> Endpoints:
+    stack = Stack()
+    register(stack)
+    return endpoints(stack, ("::1", 0))
+
+
+def with_crc() -> Endpoints:
+    stack = Stack()
+    register(stack)
+    stack.sysctl["net.sdp.crc"] = 1
+    return endpoints(stack)
+
+
+def over_new_tcp() -> Endpoints:
+    stack = Stack()
+    inet.register(stack)
+    register(stack, SdpConfig(carrier="new_tcp"))
+    return endpoints(stack)
+
+
+def fallen_back() -> Endpoints:
+    stack = Stack()
+    register(stack, SdpConfig(rules=PLAIN))
+    return endpoints(stack)
+
+
+def fallen_back_to_new_tcp() -> Endpoints:
+    stack = Stack()
+    inet.register(stack)
+    register(stack, SdpConfig(carrier="new_tcp", rules=PLAIN))
+    return endpoints(stack)
+
+
+def sdp_client_plain_server() -> Endpoints:
+    """The client finds the server to be without SDP each time."""
+    stack = Stack()
+    register(stack)
+    stack.sysctl["net.sdp.hello_timeout"] = 20
+    return Endpoints(
+        make=lambda: socket.socket(std.AF_INET, std.SOCK_STREAM, stack=stack),
+        make_client=lambda: socket.socket(AF_INET_SDP, std.SOCK_STREAM, stack=stack),
+        address=LOOPBACK,
+    )
+
+
+def plain_client_sdp_server() -> Endpoints:
+    """The server finds its clients to be without SDP each time."""
+    stack = Stack()
+    register(stack)
+    stack.sysctl["net.sdp.listen_grace"] = 20
+    return Endpoints(
+        make=lambda: socket.socket(AF_INET_SDP, std.SOCK_STREAM, stack=stack),
+        make_client=lambda: socket.socket(std.AF_INET, std.SOCK_STREAM, stack=stack),
+        address=LOOPBACK,
+    )
+
+
+SUBJECTS = [
+    over_host,
+    over_host_inet6,
+    with_crc,
+    over_new_tcp,
+    fallen_back,
+    fallen_back_to_new_tcp,
+    plain_client_sdp_server,
+]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("check", STREAM_CHECKS, ids=lambda check: check.__name__)
+def test_stream(check: Callable[[Endpoints], None], subject: Callable[[], Endpoints]) -> None:
+    check(subject())  # raises AssertionError
