@@ -52,7 +52,7 @@ class Extra:
     def __init__(
         self,
         *,
-        inline: bytes | None = None,
+        inline: bytes | bytearray | None = None,
         stag: int = 0,
         immediate: int = 0,
         atomic: rdmap.AtomicRequest | None = None,

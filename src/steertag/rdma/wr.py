@@ -77,7 +77,7 @@ class SendWR:
         compare_add: int = 0,
         swap: int = 0,
         bind: WindowBind | None = None,
-        inline_data: bytes | None = None,
+        inline_data: bytes | bytearray | None = None,
     ) -> None:
         self.wr_id = wr_id
         self.sg: Sequence[SGE] = sg if sg is not None else ()

@@ -25,6 +25,8 @@ class Tuning:
         rcv_bytes: received or read ahead and not yet taken by the application, at most, besides
             the receive buffers.
         read_size: of one RDMA Read into memory of the engine's own.
+        read_ahead: while a Read goes into the waiting buffer, others go into memory of the
+            engine's own: more overlaps, and more is copied.
         inline: first octets of an advertised source that its SrcAvail carries in combined mode.
         buffered: this side's sink wants no advertised sources (it asks for buffered mode).
         keepalive: silence after which the peer is asked for a sign of life; 0: never.
@@ -43,6 +45,7 @@ class Tuning:
     snd_bytes: int = 4 << 20
     rcv_bytes: int = 4 << 20
     read_size: int = 1 << 20
+    read_ahead: bool = False
     inline: int = 0
     buffered: bool = False
     keepalive: float = 0.0

@@ -10,6 +10,7 @@ Every message begins with the Base Sockets Direct Header (BSDH), 16 octets:
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -117,3 +118,246 @@ class Bsdh:
 
     def emit(self) -> bytes:
         return BSDH.pack(self.mid, self.flags, self.bufs, self.length, self.mseq, self.mseq_ack)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the active side says of itself, in the private data of its MPA Request.
+
+    Attributes:
+        bufs: its posted receive buffers.
+        max_adverts: advertisements that it takes at once.
+        desired_size: octets that it would like the peer's receive buffers to have.
+        local_size: octets of each of its own, headers included.
+        port: its local port.
+        source, destination: packed addresses, 4 or 16 octets.
+        capabilities: CAP_*.
+    """
+
+    bufs: int
+    max_adverts: int
+    desired_size: int
+    local_size: int
+    port: int = 0
+    source: bytes = bytes(4)
+    destination: bytes = bytes(4)
+    capabilities: int = 0
+    version: int = VERSION
+
+    @classmethod
+    def parse(cls, data: Buffer) -> Hello:
+        """Raises WireError for what is no Hello. Octets behind it are ignored."""
+        header = _set_up(data, HELLO, HELLO_LEN)
+        version, ip, _, adverts, desired, local, port, _, src, dst, _, extended = (
+            _HELLO.unpack_from(data, BSDH_LEN)
+        )
+        if ip >> 4 not in (4, 6):
+            raise WireError(f"Hello with addresses of IP version {ip >> 4}")
+        skip = 12 if ip >> 4 == 4 else 0
+        if ip & CAP_EXT_ADVERTS:
+            adverts = extended
+        return cls(
+            header.bufs, adverts, desired, local, port, src[skip:], dst[skip:], ip & 15, version
+        )
+
+    def emit(self) -> bytes:
+        ip = (4 if len(self.source) == 4 else 6) << 4 | self.capabilities
+        extended = self.max_adverts if self.capabilities & CAP_EXT_ADVERTS else 0
+        return BSDH.pack(HELLO, 0, self.bufs, HELLO_LEN, 0, 0) + _HELLO.pack(
+            self.version,
+            ip,
+            0,
+            min(self.max_adverts, 255),
+            self.desired_size,
+            self.local_size,
+            self.port,
+            0,
+            self.source.rjust(16, b"\0"),
+            self.destination.rjust(16, b"\0"),
+            0,
+            extended,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HelloAck:
+    """The passive side's answer, in the private data of its MPA Reply.
+
+    Attributes:
+        bufs: its posted receive buffers.
+        max_adverts: advertisements that it takes at once.
+        actual_size: octets of each of its receive buffers, headers included.
+    """
+
+    bufs: int
+    max_adverts: int
+    actual_size: int
+    version: int = VERSION
+
+    @classmethod
+    def parse(cls, data: Buffer) -> HelloAck:
+        """Raises WireError for what is no HelloAck. Octets behind it are ignored."""
+        header = _set_up(data, HELLO_ACK, HELLO_ACK_LEN)
+        version, _, _, adverts, actual = _HELLO_ACK.unpack_from(data, BSDH_LEN)
+        return cls(header.bufs, adverts, actual, version)
+
+    def emit(self) -> bytes:
+        header = BSDH.pack(HELLO_ACK, 0, self.bufs, HELLO_ACK_LEN, 0, 0)
+        return header + _HELLO_ACK.pack(self.version, 0, 0, self.max_adverts, self.actual_size)
+
+
+def _set_up(data: Buffer, mid: int, length: int) -> Bsdh:
+    header = Bsdh.parse(data)
+    if header.mid != mid:
+        raise WireError(f"{NAMES[header.mid]} in the place of {NAMES[mid]}")
+    if header.length < length or header.length > len(data):
+        raise WireError(f"{NAMES[mid]} of {header.length} octets, {len(data)} are here")
+    if header.flags:
+        raise WireError(f"{NAMES[mid]} with flags {header.flags:#04x}")
+    return header
+
+
+@dataclass(frozen=True, slots=True)
+class SrcAvail:
+    """An advertised source: `length` octets at offset `addr` of STag `rkey`, to be read.
+
+    Octets that follow in the message are the first ones of the source, once more.
+    """
+
+    length: int
+    rkey: int
+    addr: int
+
+    @classmethod
+    def parse(cls, body: Buffer) -> SrcAvail:
+        """Raises WireError where it is too short, or the source empty or beyond 64 bits."""
+        if len(body) < SRC_AVAIL_BODY.size:
+            raise WireError(f"SrcAvail with {len(body)} octets behind the base header")
+        length, rkey, addr = SRC_AVAIL_BODY.unpack_from(body)
+        _check_place(length, addr)
+        if len(body) - SRC_AVAIL_BODY.size > length:
+            raise WireError(f"SrcAvail of {length} octets with more of them inline")
+        return cls(length, rkey, addr)
+
+    def emit(self) -> bytes:
+        return SRC_AVAIL_BODY.pack(self.length, self.rkey, self.addr)
+
+
+@dataclass(frozen=True, slots=True)
+class SinkAvail:
+    """An advertised sink, to be written.
+
+    Attributes:
+        length, rkey, addr: where.
+        non_discards: low 32 bits of the number of octets of the stream that were received, or
+            advertised to the sink, before it.
+    """
+
+    length: int
+    rkey: int
+    addr: int
+    non_discards: int
+
+    @classmethod
+    def parse(cls, body: Buffer) -> SinkAvail:
+        """Raises WireError where its length is another, or the sink empty or beyond 64 bits."""
+        if len(body) != SINK_AVAIL_BODY.size:
+            raise WireError(f"SinkAvail with {len(body)} octets behind the base header")
+        length, rkey, addr, non_discards = SINK_AVAIL_BODY.unpack_from(body)
+        _check_place(length, addr)
+        return cls(length, rkey, addr, non_discards)
+
+    def emit(self) -> bytes:
+        return SINK_AVAIL_BODY.pack(self.length, self.rkey, self.addr, self.non_discards)
+
+
+def _check_place(length: int, addr: int) -> None:
+    if not length:
+        raise WireError("advertisement of nothing")
+    if addr + length > 1 << 64:
+        raise WireError(f"advertisement of {length} octets at {addr:#x}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChange:
+    """Attributes:
+    of_source: the sender speaks as the data source, else as the sink.
+    mode: COMBINED, BUFFERED or PIPELINED.
+    """
+
+    of_source: bool
+    mode: int
+
+    @classmethod
+    def parse(cls, body: Buffer) -> ModeChange:
+        """Raises WireError."""
+        word = parse_u32(body)
+        mode = word >> 28 & 7
+        if mode > PIPELINED or word & 0x0FFFFFFF:
+            raise WireError(f"ModeChange {word:#010x}")
+        return cls(bool(word >> 31), mode)
+
+    def emit(self) -> bytes:
+        return _U32.pack(self.of_source << 31 | self.mode << 28)
+
+
+def parse_u32(body: Buffer) -> int:
+    """The body of RdmaWrCompl, RdmaRdCompl, ChRcvBuf, ChRcvBufAck: a number of octets.
+
+    Raises WireError where the body isn't 4 octets.
+    """
+    if len(body) != _U32.size:
+        raise WireError(f"{len(body)} octets in the place of a number of 32 bits")
+    return int(_U32.unpack_from(body)[0])
+
+
+def emit_u32(value: int) -> bytes:
+    """The inverse of `parse_u32`."""
+    return _U32.pack(value)
+
+
+@dataclass(frozen=True, slots=True)
+class SuspComm:
+    """The sender wants to go on over another connection.
+
+    Attributes:
+        service_id: where it would be found.
+    """
+
+    service_id: int
+
+    @classmethod
+    def parse(cls, body: Buffer) -> SuspComm:
+        """Raises WireError."""
+        if len(body) != 8:
+            raise WireError(f"SuspComm with {len(body)} octets behind the base header")
+        return cls(int.from_bytes(body, "big"))
+
+    def emit(self) -> bytes:
+        return self.service_id.to_bytes(8, "big")
+
+
+Body = SrcAvail | SinkAvail | ModeChange | SuspComm | int | None
+_BODY: Final[dict[int, Callable[[Buffer], Body]]] = {
+    RDMA_WR_COMPL: parse_u32,
+    RDMA_RD_COMPL: parse_u32,
+    MODE_CHANGE: ModeChange.parse,
+    CH_RCV_BUF: parse_u32,
+    CH_RCV_BUF_ACK: parse_u32,
+    SUSP_COMM: SuspComm.parse,
+    SINK_AVAIL: SinkAvail.parse,
+    SRC_AVAIL: SrcAvail.parse,
+}
+
+
+def parse_body(mid: int, body: Buffer) -> Body:
+    """What stands behind the base header of any message but Hello, HelloAck and Data.
+
+    Gives None for those without a body. Raises WireError.
+    """
+    parser = _BODY.get(mid)
+    if parser is not None:
+        return parser(body)
+    if len(body):
+        raise WireError(f"{NAMES.get(mid, mid)} with {len(body)} octets behind the base header")
+    return None

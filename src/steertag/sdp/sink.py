@@ -1,0 +1,649 @@
+"""The data sink: what came, in order, and how what is advertised is fetched.
+
+In the stream's order there are first the octets that are here (`_ready`), then those that RDMA
+Reads under way bring, then the rest of the advertised sources. A source sends no Data behind
+octets that it has advertised, so nothing comes behind those.
+
+A waiting receive (`recv_in_place`) is served by what comes first: octets that are here are copied;
+an advertised source is read straight into its buffer; and where there is nothing at all it is
+advertised itself, if it is large, so that the peer may write into it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from steertag.rdma.constants import ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE
+from steertag.rdma.memory import Region
+from steertag.rdma.wr import SGE
+from steertag.sdp.channel import Channel
+from steertag.sdp.counters import SdpCounters
+from steertag.sdp.transfer import Transfer
+from steertag.sdp.tuning import Tuning
+from steertag.wire import sdp
+
+if TYPE_CHECKING:
+    from steertag.sdp.engine import Writer
+
+IN_PLACE_MIN: Final = 16384
+"""Octets from which on reading a part of a source straight into the waiting buffer pays."""
+COPY_MAX: Final = 2048
+"""Octets of a message that are copied out of its receive buffer, so that it is free at once."""
+_TRUESIZE: Final = 128
+"""What a queued piece costs besides its octets."""
+_READS: Final = 4
+"""RDMA Reads under way at most."""
+_POS_MASK: Final = 0xFFFFFFFF
+_MAX_BACKOFF: Final = 64
+_HEADER: Final = sdp.BSDH_LEN
+
+
+class _Piece:
+    """Octets that are here. `index` is the receive buffer they lie in, -1 for other memory;
+    `charge` what they count against rcv_bytes."""
+
+    __slots__ = ("charge", "index", "view")
+
+    def __init__(self, view: memoryview | bytes, index: int, charge: int) -> None:
+        self.view = view
+        self.index = index
+        self.charge = charge
+
+
+class _Mark:
+    """Where the out-of-band octet belongs."""
+
+    __slots__ = ("octet", "taken")
+
+    def __init__(self, octet: bytes) -> None:
+        self.octet = octet
+        self.taken = False
+
+
+class _Advert:
+    """A source of the peer's: `asked` octets are being read, `got` are here."""
+
+    __slots__ = ("addr", "asked", "got", "length", "rkey")
+
+    def __init__(self, length: int, rkey: int, addr: int) -> None:
+        self.length, self.rkey, self.addr = length, rkey, addr
+        self.asked = self.got = 0
+
+
+class _Read:
+    """An RDMA Read under way; `memory` is ours, None where it goes into the waiting buffer."""
+
+    __slots__ = ("advert", "count", "memory", "number", "region")
+
+    def __init__(
+        self, number: int, advert: _Advert, count: int, region: Region, memory: bytearray | None
+    ) -> None:
+        self.number, self.advert, self.count = number, advert, count
+        self.region, self.memory = region, memory
+
+
+class Sink:
+    """Args:
+    channel: messages.
+    tuning, counters: the engine's.
+    changed: called when a transfer was cancelled.
+
+    Attributes:
+        discard: nobody reads any more.
+        fin: the peer's DisConn is here.
+        oob_inline: see `Engine`.
+        news: something has become readable, or a transfer done, since the engine looked.
+        peer_mode: the peer's source's mode.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        tuning: Tuning,
+        counters: SdpCounters,
+        changed: Callable[[], None],
+    ) -> None:
+        self._changed = changed
+        self.discard = self.fin = self.oob_inline = False
+        self.news = self.urgent_news = False
+        self.peer_mode = sdp.COMBINED
+        self.unread = 0
+        self._channel, self._tuning, self._counters = channel, tuning, counters
+        self._ready: deque[_Piece | _Mark] = deque()
+        self._head = 0
+        """Octets of the first piece that are read."""
+        self._held = 0
+        """Octets (and what they cost) that lie outside the receive buffers."""
+        self._reads: deque[_Read] = deque()
+        self._adverts: deque[_Advert] = deque()
+        self._position = 0
+        self._refused = False
+        """A SendSm has gone, and no octets have come since: later SrcAvail are refused by it."""
+        self._no_reads = tuning.buffered
+        self._cancel_asked = False
+        # The waiting receive.
+        self._waiter: Transfer | None = None
+        self._place = memoryview(b"")
+        self._hold = False
+        """Nothing is read ahead until somebody asks, or waits: see `want`."""
+        self._filling = False
+        """A Read goes into `_place`."""
+        self._sink: Region | None = None
+        """`_place`'s registration while it is advertised."""
+        self._acks_due = 0
+        self._backoff = self._skip = 0
+        # Out-of-band data.
+        self._mark: _Mark | None = None
+        self.oob_told = False
+
+    # -- what comes ----------------------------------------------------------------------------
+
+    def data(self, index: int, count: int, flags: int) -> bool:
+        """Data with `count` octets lies in receive buffer `index`. False for a broken rule."""
+        view = self._channel.ring[index][_HEADER : _HEADER + count]
+        if flags:
+            if flags & sdp.OOB_PEND and not self.oob_told:
+                self.oob_told = self.urgent_news = True
+            if flags & sdp.OOB_PRES:
+                return self._oob(index, view)
+        if not count:
+            self._channel.repost(index)
+            return True
+        if self._adverts or self._reads or self.fin:
+            return False
+        self._counters.rx_bcopy_bytes += count
+        self._position += count
+        self._refused = False
+        self._void()
+        if self.discard:
+            self._channel.repost(index)
+            return True
+        self.news = True
+        if self._waiter is not None and not self._ready:
+            taken = min(count, len(self._place))
+            self._place[:taken] = view[:taken]
+            self._fill_done(taken)
+            if taken == count:
+                self._channel.repost(index)
+                return True
+            view = view[taken:]
+            count -= taken
+        self._queue(index, view, count)
+        if self._waiter is not None:
+            self._serve_waiter()
+        return True
+
+    def _queue(self, index: int, view: memoryview, count: int) -> None:
+        self.unread += count
+        cost = count + _TRUESIZE
+        if count <= COPY_MAX and self._held + cost <= self._tuning.rcv_bytes:
+            self._held += cost
+            self._ready.append(_Piece(bytes(view), -1, cost))
+            self._channel.repost(index)
+        else:
+            self._ready.append(_Piece(view, index, 0))
+
+    def _oob(self, index: int, view: memoryview) -> bool:
+        """The last octet is out-of-band data."""
+        count = len(view)
+        if not count or self._adverts or self._reads or self.fin:
+            return False
+        self._counters.rx_bcopy_bytes += count
+        self._position += count
+        self._refused = False
+        self._void()
+        octet = bytes(view[-1:])
+        front = bytes(view[:-1])
+        self._channel.repost(index)
+        self.oob_told = True
+        self.news = self.urgent_news = True
+        if self.discard:
+            return True
+        if front:
+            self._append(front)
+        self._unmark()
+        mark = self._mark = _Mark(octet)
+        self._ready.append(mark)
+        if self.oob_inline:
+            self._append(octet)
+        self._serve_waiter()
+        return True
+
+    def _append(self, octets: bytes) -> None:
+        self.unread += len(octets)
+        cost = len(octets) + _TRUESIZE
+        self._held += cost
+        self._ready.append(_Piece(octets, -1, cost))
+
+    def _unmark(self) -> None:
+        """A new mark is coming: an octet that nobody took is an ordinary one, as in Linux."""
+        mark = self._mark
+        if mark is None or mark not in self._ready:
+            return
+        at = self._ready.index(mark)
+        del self._ready[at]
+        if not mark.taken and not self.oob_inline:
+            self.unread += 1
+            self._held += 1 + _TRUESIZE
+            self._ready.insert(at, _Piece(mark.octet, -1, 1 + _TRUESIZE))
+
+    def advertised(self, source: sdp.SrcAvail, index: int, inline: memoryview) -> bool:
+        """SrcAvail in receive buffer `index`. False for a broken rule."""
+        inlined = bytes(inline)
+        self._channel.repost(index)
+        if self._refused:
+            return True
+        limit = 1 if self.peer_mode == sdp.COMBINED else self._tuning.max_adverts
+        if self.fin or len(self._adverts) >= limit or self.peer_mode == sdp.BUFFERED:
+            return False
+        self._position += source.length
+        self._void()
+        advert = _Advert(source.length, source.rkey, source.addr)
+        self._adverts.append(advert)
+        if self.discard:
+            return bool(self._reads) or self._drop_adverts()
+        if self._no_reads:
+            return self._refuse()
+        if inlined and len(self._adverts) == 1 and not self._reads:
+            advert.asked = advert.got = len(inlined)
+            self._counters.rx_bcopy_bytes += len(inlined)
+            self._append(inlined)
+            self.news = True
+            self._serve_waiter()
+            if advert.got == advert.length:
+                self._adverts.popleft()
+            if not self._tell_read(len(inlined)):
+                return False
+        return self.read_more()
+
+    # -- fetching ------------------------------------------------------------------------------
+
+    def read_more(self) -> bool:
+        """Begin the RDMA Reads that may be begun. False where the peer lets nothing be answered."""
+        if self._cancel_asked or self._hold or self.discard or not self._adverts:
+            return True
+        channel = self._channel
+        for advert in self._adverts:
+            while advert.asked < advert.length:
+                if len(self._reads) >= _READS or not channel.can_rdma():
+                    return True
+                left = advert.length - advert.asked
+                size = min(left, len(self._place))
+                if (
+                    self._waiter is not None
+                    and not (self._ready or self._reads)
+                    and (size == left or size >= IN_PLACE_MIN)
+                ):
+                    begun = self._read_in_place(advert, size)
+                else:
+                    if self._filling and not self._tuning.read_ahead:
+                        return True
+                    room = self._tuning.rcv_bytes - self._held
+                    count = min(left, self._tuning.read_size)
+                    if count > room and self._held:
+                        return True
+                    begun = self._read_ahead(advert, count)
+                if not begun:
+                    return self._refuse() if not self._reads else True
+        return True
+
+    def _read_in_place(self, advert: _Advert, count: int) -> bool:
+        region = self._channel.register(self._place[:count], ACCESS_LOCAL_WRITE)
+        if region is None:
+            # Memory that can't be registered: octets come by way of our own.
+            return self._read_ahead(advert, min(count, self._tuning.read_size))
+        if not self._read(advert, count, region, None):
+            return False
+        self._filling = True
+        return True
+
+    def _read_ahead(self, advert: _Advert, count: int) -> bool:
+        memory = bytearray(count)
+        region = self._channel.register(memoryview(memory), ACCESS_LOCAL_WRITE)
+        if region is None or not self._read(advert, count, region, memory):
+            return False
+        self._held += count + _TRUESIZE
+        return True
+
+    def _read(self, advert: _Advert, count: int, region: Region, memory: bytearray | None) -> bool:
+        sge = SGE(region.base, count, region.stag)
+        try:
+            number = self._channel.post_rdma(True, sge, advert.rkey, advert.addr + advert.asked)
+        except OSError:
+            # The peer takes no Read Requests.
+            self._channel.deregister(region)
+            self._no_reads = True
+            return False
+        advert.asked += count
+        self._reads.append(_Read(number, advert, count, region, memory))
+        return True
+
+    def completed(self) -> bool:
+        """Work requests have completed. False where the peer lets nothing be answered."""
+        reads, done = self._reads, self._channel.wr_done
+        while reads and reads[0].number <= done:
+            read = reads.popleft()
+            self._channel.deregister(read.region)
+            self._read_done(read)
+            if not self._tell_read(read.count):
+                return False
+        if self._cancel_asked and not reads:
+            self._answer_cancel()
+        if self.discard and self._adverts and not reads:
+            return self._drop_adverts()
+        return True
+
+    def _drop_adverts(self) -> bool:
+        """Nobody reads any more: call what is advertised read."""
+        while self._adverts:
+            advert = self._adverts.popleft()
+            if not self._tell_read(advert.length - advert.got):
+                return False
+        return True
+
+    def _read_done(self, read: _Read) -> None:
+        advert, count = read.advert, read.count
+        advert.got += count
+        if advert.got == advert.length and self._adverts and self._adverts[0] is advert:
+            self._adverts.popleft()
+        self._counters.rx_read_bytes += count
+        self.news = True
+        if read.memory is None:
+            self._counters.rx_inplace_bytes += count
+            # Whoever waits so will soon wait again: the next octets go straight to it, too.
+            self._hold = bool(self._adverts)
+            self._fill_done(count)
+            return
+        if self.discard:
+            self._held -= count + _TRUESIZE
+            return
+        self.unread += count
+        self._ready.append(_Piece(memoryview(read.memory), -1, count + _TRUESIZE))
+        self._serve_waiter()
+
+    def _tell_read(self, count: int) -> bool:
+        flags = sdp.REQ_PIPE if self.peer_mode == sdp.COMBINED else 0
+        return self._channel.send_later(sdp.RDMA_RD_COMPL, flags, sdp.emit_u32(count))
+
+    def _refuse(self) -> bool:
+        """SendSm: the source is to send what it has advertised as Data."""
+        self._forget_adverts()
+        self._refused = True
+        self._counters.refused += 1
+        if self.peer_mode != sdp.BUFFERED:
+            mode = sdp.ModeChange(False, sdp.BUFFERED).emit()
+            if not self._channel.send_later(sdp.MODE_CHANGE, 0, mode):
+                return False
+        return self._channel.send_later(sdp.SEND_SM)
+
+    def _forget_adverts(self) -> None:
+        for advert in self._adverts:
+            self._position -= advert.length - advert.got
+        self._adverts.clear()
+
+    def source_cancelled(self) -> None:
+        """SrcAvailCancel."""
+        if self._refused:
+            # Our SendSm, which crossed it, is its answer.
+            self._refused = False
+            return
+        self._cancel_asked = True
+        if not self._reads:
+            self._answer_cancel()
+
+    def _answer_cancel(self) -> None:
+        self._cancel_asked = False
+        self._forget_adverts()
+        self._channel.send_later(sdp.SEND_SM)
+        self.offer_sink()
+
+    # -- the waiting receive -------------------------------------------------------------------
+
+    def recv_in_place(self, part: memoryview) -> Transfer:
+        transfer = Transfer(self._cancel)
+        if self._waiter is not None or not len(part) or self.discard:
+            transfer.done = True
+            return transfer
+        self._waiter, self._place = transfer, part
+        self._hold = False
+        self._serve_waiter()
+        if not transfer.done and self.fin and not (self._reads or self._adverts):
+            self._waiter_done()
+        if not transfer.done:
+            self.read_more()
+            self.offer_sink()
+        return transfer
+
+    def _serve_waiter(self) -> None:
+        """Copy what is here to whoever waits, and no Read or Write of the peer's is to serve."""
+        if self._waiter is None or self._filling or self._sink is not None or not self._ready:
+            return
+        place = self._place
+
+        def write(offset: int, data: bytes | bytearray | memoryview, /) -> int:
+            place[offset : offset + len(data)] = data
+            return len(data)
+
+        if count := self.read(write, len(place), peek=False):
+            self._fill_done(count)
+
+    def _fill_done(self, count: int) -> None:
+        assert self._waiter is not None
+        self._waiter.octets += count
+        self._waiter_done()
+
+    def _waiter_done(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        self._place = memoryview(b"")
+        self._filling = False
+        self._release_sink()
+        if waiter is not None:
+            waiter.done = True
+        self.news = True
+
+    def offer_sink(self) -> None:
+        """Advertise the waiting buffer, where there is nothing for it."""
+        threshold = self._tuning.sink_threshold
+        if (
+            self._waiter is None
+            or not threshold
+            or len(self._place) < threshold
+            or self._sink is not None
+            or self._ready
+            or self._reads
+            or self._adverts
+            or self._refused
+            or self._acks_due
+            or self.fin
+            or self._cancel_asked
+            or self._waiter.cancelled
+        ):
+            return
+        if self._skip:
+            self._skip -= 1
+            return
+        place = self._place[:0x40000000]
+        region = self._channel.register(place, ACCESS_LOCAL_WRITE | ACCESS_REMOTE_WRITE)
+        if region is None:
+            return
+        self._sink = region
+        self._counters.sink_adverts += 1
+        body = sdp.SINK_AVAIL_BODY.pack(
+            len(place), region.stag, region.base, self._position & _POS_MASK
+        )
+        self._channel.send_later(sdp.SINK_AVAIL, 0, body)
+
+    def _void(self) -> None:
+        """Octets come another way: what we advertised takes none, and isn't offered so soon."""
+        if self._sink is not None:
+            self._counters.sink_void += 1
+            self._release_sink()
+            self._backoff = min(2 * self._backoff or 1, _MAX_BACKOFF)
+            self._skip = self._backoff
+            if self._waiter is not None and self._waiter.cancelled:
+                self._waiter_done()
+
+    def _release_sink(self) -> None:
+        if self._sink is not None:
+            region, self._sink = self._sink, None
+            self._channel.deregister(region)
+
+    def written(self, count: int) -> bool:
+        """RdmaWrCompl. False where nothing so large was advertised."""
+        if self._sink is None or not 0 < count <= self._sink.length:
+            return False
+        self._position += count
+        self._refused = False
+        self._backoff = 0
+        self._counters.rx_write_bytes += count
+        self._counters.rx_inplace_bytes += count
+        self._fill_done(count)
+        return True
+
+    def sink_cancel_acked(self) -> bool:
+        """SinkCancelAck. False where none is due."""
+        if not self._acks_due:
+            return False
+        self._acks_due -= 1
+        if self._waiter is not None and self._waiter.cancelled and not self._filling:
+            self._waiter_done()
+        else:
+            self.offer_sink()
+        return True
+
+    def _cancel(self, transfer: Transfer) -> None:
+        if transfer is not self._waiter:
+            return
+        if self._filling:
+            pass  # the Read can't be taken back: the transfer is done when that is
+        elif self._sink is None:
+            self._waiter_done()
+        else:
+            self._counters.sink_cancels += 1
+            self._acks_due += 1
+            self._channel.send_later(sdp.SINK_AVAIL_CANCEL)
+        self._changed()
+
+    @property
+    def cancelling(self) -> bool:
+        """The peer is to answer for memory of the application's that it may still touch."""
+        return self._waiter is not None and self._waiter.cancelled
+
+    def want(self) -> None:
+        """Somebody looks for octets, without a buffer that they could go straight into."""
+        if self._hold:
+            self._hold = False
+            self.read_more()
+
+    # -- what the application takes ------------------------------------------------------------
+
+    def read(self, write: Writer, room: int, peek: bool) -> int:
+        """See `Engine.recv_into`."""
+        if peek:
+            return self._peek(write, room)
+        ready = self._ready
+        placed = 0
+        while ready and placed < room:
+            piece = ready[0]
+            if isinstance(piece, _Mark):
+                if placed or len(ready) == 1:
+                    break
+                ready.popleft()
+                if piece is self._mark:
+                    # Read past: who hasn't taken the octet won't get it any more.
+                    self._mark = None
+                    self.oob_told = False
+                continue
+            head = self._head
+            view = piece.view
+            left = len(view) - head
+            take = min(left, room - placed)
+            write(placed, view if take == len(view) else memoryview(view)[head : head + take])
+            placed += take
+            if take < left:
+                self._head = head + take
+                break
+            ready.popleft()
+            self._head = 0
+            if piece.index >= 0:
+                self._channel.repost(piece.index)
+            else:
+                self._held -= piece.charge
+        self.unread -= placed
+        return placed
+
+    def _peek(self, write: Writer, room: int) -> int:
+        placed, head = 0, self._head
+        for piece in self._ready:
+            if isinstance(piece, _Mark):
+                if placed:
+                    break
+                continue
+            if placed == room:
+                break
+            view = memoryview(piece.view)[head : head + room - placed]
+            head = 0
+            write(placed, view)
+            placed += len(view)
+        return placed
+
+    @property
+    def drained(self) -> bool:
+        """Everything that the peer has sent was read (or isn't wanted)."""
+        return not (self.unread or self._reads or self._adverts) or self.discard
+
+    def stop(self) -> None:
+        """Nobody reads any more: what is here is dropped, what is advertised called read."""
+        self.discard = True
+        for piece in self._ready:
+            if isinstance(piece, _Piece):
+                if piece.index >= 0:
+                    self._channel.repost(piece.index)
+                else:
+                    self._held -= piece.charge
+        self._ready.clear()
+        self._head = self.unread = 0
+        self._mark = None
+        if self._waiter is not None:
+            self._waiter.cancel()
+        if not self._reads:
+            self._drop_adverts()
+
+    # -- out-of-band data ----------------------------------------------------------------------
+
+    def recv_oob(self, peek: bool) -> bytes | None:
+        mark = self._mark
+        if mark is None:
+            return b"" if self.oob_told else None
+        if mark.taken or self.oob_inline:
+            return None
+        if not peek:
+            mark.taken = True
+            self.oob_told = False
+        return mark.octet
+
+    @property
+    def at_mark(self) -> bool:
+        return bool(self._ready) and isinstance(self._ready[0], _Mark)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def finished(self) -> None:
+        """DisConn."""
+        self.fin = True
+        self.news = True
+        if self._waiter is not None and not (self._filling or self._ready or self._reads):
+            self._waiter_done()
+
+    def end(self, error: int) -> None:
+        """The queue pair has ended: what is here can still be read."""
+        for read in self._reads:
+            self._channel.deregister(read.region)
+        self._reads.clear()
+        self._adverts.clear()
+        waiter = self._waiter
+        self._waiter_done()
+        if waiter is not None:
+            waiter.error = error
