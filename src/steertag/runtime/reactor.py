@@ -67,7 +67,6 @@ class Reactor:
                 return
             self.wait_on(handler, 0)
             del self._handlers[fd], self._events[fd]
-            self._masks.pop(fd, None)
             self._ready.pop(fd, None)
             timer = self._timers.pop(handler, None)
             if timer is not None:
@@ -128,6 +127,10 @@ class Reactor:
         number = next(self._numbers)
         self._masks[number] = mask
         return number
+
+    def detach(self, number: int) -> None:
+        """The stream is closed."""
+        self._masks.pop(number, None)
 
     def news(self, number: int) -> None:
         """Pump the stream's handler when the Stack's lock is let go. With it held."""

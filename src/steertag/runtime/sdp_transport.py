@@ -338,6 +338,7 @@ class KernelStream:
     def close(self) -> None:
         if self._news in self.kernel.wait_queue:
             self.kernel.wait_queue.remove(self._news)
+        self._reactor.detach(self._number)
         net.sock_release(self.kernel)
 
 
