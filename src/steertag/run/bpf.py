@@ -45,9 +45,10 @@ OF_DATAGRAMS: Final = ("sendmsg", "recvmsg", "sendmmsg", "recvmmsg")
 """Calls with an address that a filter doesn't see; looked at where datagrams are served."""
 NATIVE_OPTIONS: Final = (
     socket.SO_RCVLOWAT,
-    *(20, 21, 66, 67),  # SO_RCVTIMEO and SO_SNDTIMEO, with a time of 64 bits everywhere and without
+    socket.SO_OOBINLINE,
 )
-"""Of SOL_SOCKET: what a socket pair does by itself, since reading and writing are native."""
+"""Of SOL_SOCKET: what a socket pair does by itself, since reading and writing are native. (So it
+does SO_RCVTIMEO and SO_SNDTIMEO, but accept and connect have to know them as well.)"""
 
 NOTIFY: Final = [(RET_K, 0, 0, SECCOMP_RET_USER_NOTIF)]
 ALLOW: Final = [(RET_K, 0, 0, SECCOMP_RET_ALLOW)]
@@ -73,7 +74,7 @@ def program(
     ]
     names = list(ALWAYS)
     if datagrams:
-        rows += _case(calls["recvfrom"], NOTIFY)
+        rows += _case(calls["recvfrom"], _unless_null(4))
         names += OF_DATAGRAMS
     for name in names:
         rows += _case(calls[name], NOTIFY)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import errno
+import marshal
+import os
+import select
+import signal
+import socket as std
+import struct
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from steertag.errors import os_error
+from steertag.run.abi import PR_SET_CHILD_SUBREAPER, libc
 
 if TYPE_CHECKING:
     from steertag.family.rules import Rules
@@ -42,12 +55,149 @@ class RunConfig:
     modules: Sequence[str] = ()
 
 
+_FORWARDED: Final = {
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1),
+    *(signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH),
+}
+_SIGINFO: Final = struct.Struct("=IiiI112x")
+"""struct signalfd_siginfo: signal, errno, code, process."""
+STARTED, STOPPED, ENDED, NOT_EXECUTED, REFUSED = range(5)
+"""What the control process says, marshalled with: pid; nothing; status (negative: a signal); errno;
+errno and text. The end of it says that nothing more is to be waited for."""
+_BY_KERNEL: Final = 0
+"""Codes above are the kernel's: of a terminal, whose signals the program gets by itself."""
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+
+
 def run(argv: Sequence[str], config: RunConfig) -> int:
     """Run `argv` until it ends; its exit status, or the negative of the signal that killed it.
 
-    126: the program can't be executed; 127: there is no such program, as a shell says it.
+    126: the program can't be executed; 127: there is no such program, as a shell says it. Signals
+    that this process is sent go on to the program; what a terminal sends, it gets by itself. When
+    the program is stopped, so is this process. Descendants that outlive the program keep their
+    sockets: the two processes that serve them stay until the last of them has ended.
 
     Raises:
         OSError: what the kernel refuses of what is needed (`stag run --check` says which).
     """
-    raise NotImplementedError
+    from steertag.run.control import control  # a child's business; the fork makes it this one's
+
+    mine, theirs = std.socketpair(std.AF_UNIX, std.SOCK_SEQPACKET)
+    # Should the control process die, the program becomes our child, and its status ours to tell.
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            mine.close()
+            control(argv, config, theirs, mask)
+        theirs.close()
+        with mine:
+            return _Front(pid, mine, argv[0]).wait()
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _Front:
+    """The process that the user started, while the program runs.
+
+    Args:
+        control: the control process.
+        news: what it says (`STARTED` and so on).
+        name: the program's.
+    """
+
+    def __init__(self, control: int, news: std.socket, name: str) -> None:
+        self._control = control
+        self._news = news
+        self._name = name
+        self._program = 0
+        self._status: int | None = None
+
+    def wait(self) -> int:
+        """The program's status. Raises OSError: it could not be started under supervision."""
+        signals = _signalfd(_FORWARDED)
+        try:
+            poller = select.poll()
+            poller.register(signals, select.POLLIN)
+            poller.register(self._news, select.POLLIN)
+            going = True
+            while going:
+                for fd, _ in poller.poll():
+                    if fd == signals:
+                        self._forward(os.read(signals, _SIGINFO.size))
+                    else:
+                        going = self._take(self._news.recv(1 << 12))
+        finally:
+            os.close(signals)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._control, os.WNOHANG)
+        return self._status if self._status is not None else self._inherit()
+
+    def _take(self, message: bytes) -> bool:
+        """One piece of news; False: there is no more."""
+        if not message:
+            return False
+        kind, *fields = marshal.loads(message)
+        if kind == STARTED:
+            self._program = fields[0]
+        elif kind == ENDED:
+            self._status = fields[0]
+        elif kind == STOPPED:
+            if _is_stopped(self._program):
+                os.kill(os.getpid(), signal.SIGSTOP)
+        elif kind == NOT_EXECUTED:
+            self._status = self._not_executed(fields[0])
+        else:
+            os.waitpid(self._control, 0)
+            raise OSError(fields[0], fields[1])
+        return True
+
+    def _not_executed(self, error: int) -> int:
+        print(f"stag run: {self._name}: {os.strerror(error)}", file=sys.stderr, flush=True)
+        return NOT_FOUND if error == errno.ENOENT else NOT_EXECUTABLE
+
+    def _forward(self, info: bytes) -> None:
+        number, _, code, sender = _SIGINFO.unpack(info)
+        if code > _BY_KERNEL or not self._program or sender == self._program:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self._program, number)
+
+    def _inherit(self) -> int:
+        """The control process died before the program: that is our child now."""
+        print(
+            "stag run: the control process has died; the program goes on without its sockets",
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            _, status = os.waitpid(self._program, 0)
+        except ChildProcessError:
+            return NOT_EXECUTABLE
+        return os.waitstatus_to_exitcode(status)
+
+
+def _signalfd(numbers: Iterable[int]) -> int:
+    """signalfd(2). Raises OSError."""
+    wanted = ctypes.create_string_buffer(128)  # sigset_t
+    libc.sigemptyset(wanted)
+    for number in numbers:
+        libc.sigaddset(wanted, int(number))
+    fd = int(libc.signalfd(-1, wanted, os.O_CLOEXEC))
+    if fd < 0:
+        raise os_error(ctypes.get_errno())
+    return fd
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether it is at this moment: it may go on already, with us."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False

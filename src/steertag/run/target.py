@@ -119,13 +119,22 @@ class Target:
 
     def nonblocking(self, tid: int, number: int) -> bool:
         """Whether O_NONBLOCK is set at this moment."""
+        return bool(self.flags(tid, number) & os.O_NONBLOCK)
+
+    def flags(self, tid: int, number: int) -> int:
+        """The open file's flags, and O_CLOEXEC of this descriptor. Raises ENOENT: not open."""
         info = os.open(f"/proc/{tid}/fdinfo/{number}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             text = os.read(info, 256)
         finally:
             os.close(info)
         start = text.index(b"flags:") + 6
-        return bool(int(text[start : text.index(b"\n", start)], 8) & os.O_NONBLOCK)
+        return int(text[start : text.index(b"\n", start)], 8)
+
+    def holding(self, tid: int, key: str) -> list[int]:
+        """Which descriptors of a thread's are this socket (`identity`), all of them."""
+        found = [int(name) for name in os.listdir(f"/proc/{tid}/fd")]
+        return [number for number in found if self.identity(tid, number) == key]
 
     def getfd(self, tid: int, number: int) -> int:
         """A descriptor of ours for the same open file. Raises EBADF, EPERM, ESRCH."""

@@ -1,0 +1,170 @@
+"""Starting the program under the filter, and having the filter's listener."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from steertag.errors import os_error
+from steertag.run.abi import (
+    PR_SET_NO_NEW_PRIVS,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_SET_MODE_FILTER,
+    SOCK_FPROG,
+    libc,
+)
+from steertag.run.bpf import Instruction, pack
+from steertag.run.syscalls import Syscalls
+
+_REPORT: Final = struct.Struct("=ii")
+_FILTERED, _REFUSED, _NOT_EXECUTED = range(3)
+_SHELL: Final = "/bin/sh"
+# Those that the interpreter ignores for itself, and a program expects as they are.
+_RESTORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@dataclass(slots=True)
+class Spawned:
+    """A program that waits, under its filter, for `go`.
+
+    Attributes:
+        pid: of the process.
+        listener: the filter's descriptor, ours.
+    """
+
+    pid: int
+    listener: int
+    _report: int
+    _start: int
+
+    def abandon(self) -> None:
+        """End it before it has begun."""
+        os.close(self._start)
+        os.close(self._report)
+        os.close(self.listener)
+        os.waitpid(self.pid, 0)
+
+    def go(self) -> int:
+        """Let it execute; 0 when it has, else the errno. The listener must be served meanwhile."""
+        os.write(self._start, b"!")
+        os.close(self._start)
+        try:
+            report = os.read(self._report, _REPORT.size)
+        finally:
+            os.close(self._report)
+        return int(_REPORT.unpack(report)[1]) if report else 0
+
+
+def spawn(
+    argv: Sequence[str],
+    rows: Sequence[Instruction],
+    calls: Syscalls,
+    mask: set[int | signal.Signals],
+) -> Spawned:
+    """Fork a child that puts itself under the filter; while this process has one thread.
+
+    The listener comes by pidfd_getfd, and not by a message: the filter may be one that looks at
+    sendmsg, which nobody would answer yet.
+
+    Args:
+        argv: the program, found as a shell finds it, and its arguments.
+        rows: the filter (`bpf.program`).
+        calls: this processor's numbers.
+        mask: signals that are blocked in the program.
+
+    Raises:
+        OSError: what was refused; EBUSY, this process is supervised itself.
+    """
+    report, theirs = os.pipe()
+    waits, start = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(report)
+        os.close(start)
+        _child(argv, pack(rows), calls, mask, theirs, waits)
+    os.close(theirs)
+    os.close(waits)
+    try:
+        return Spawned(pid, _listener(pid, os.read(report, _REPORT.size), calls), report, start)
+    except OSError:
+        os.close(report)
+        os.close(start)  # which ends the child
+        os.waitpid(pid, 0)
+        raise
+
+
+def _listener(pid: int, report: bytes, calls: Syscalls) -> int:
+    if not report:
+        raise os_error(errno.ECHILD, "the program's process died before it began")
+    what, number = _REPORT.unpack(report)
+    if what == _REFUSED:
+        raise os_error(number, _reason(number))
+    pidfd = os.pidfd_open(pid)
+    try:
+        got = libc.syscall(calls["pidfd_getfd"], pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+    if got < 0:
+        raise os_error(ctypes.get_errno(), "pidfd_getfd is refused: see `stag run --check`")
+    return int(got)
+
+
+def _reason(number: int) -> str:
+    if number == errno.EBUSY:
+        return "this is under a supervisor already, and there can be one only"
+    return "the kernel refuses a seccomp filter: see `stag run --check`"
+
+
+def _child(
+    argv: Sequence[str],
+    rows: bytes,
+    calls: Syscalls,
+    mask: set[int | signal.Signals],
+    report: int,
+    start: int,
+) -> None:
+    try:
+        listener = _install(rows, calls)
+        if listener < 0:
+            os.write(report, _REPORT.pack(_REFUSED, ctypes.get_errno()))
+            os._exit(126)
+        os.write(report, _REPORT.pack(_FILTERED, listener))
+        if not os.read(start, 1):
+            os._exit(126)  # nobody serves the listener
+        os.close(listener)
+        for number in _RESTORED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        error = _execute(argv)
+        os.write(report, _REPORT.pack(_NOT_EXECUTED, error))
+    finally:
+        os._exit(126)
+
+
+def _install(rows: bytes, calls: Syscalls) -> int:
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        return -1
+    held = ctypes.create_string_buffer(rows, len(rows))
+    header = SOCK_FPROG.pack(len(rows) // 8, ctypes.addressof(held))
+    fprog = ctypes.create_string_buffer(header, len(header))
+    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER
+    return int(libc.syscall(calls["seccomp"], SECCOMP_SET_MODE_FILTER, flags, fprog))
+
+
+def _execute(argv: Sequence[str]) -> int:
+    """execvp(3); the errno of its failure."""
+    try:
+        os.execvp(argv[0], list(argv))
+    except OSError as exc:
+        error = exc.errno or errno.ENOENT
+    if error == errno.ENOEXEC:  # a script without #!: the shell's, as execvp(3) does
+        with contextlib.suppress(OSError):
+            os.execv(_SHELL, [_SHELL, *argv])
+    return error
