@@ -1,0 +1,1 @@
+"""CPython's own test suites, over steertag's sockets."""
