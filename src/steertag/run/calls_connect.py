@@ -30,6 +30,9 @@ def connect(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
     state = sock.state
     if state is State.CONNECTING:
         return _once_more(sup, sock, call)
+    if not sock.reported and state is State.CONNECTED:
+        sock.reported = True
+        return 0
     if state in (State.CONNECTED, State.LISTENING):
         return -errno.EISCONN
     if state is State.FAILED:  # the first call after a failure reports it; the next one tries anew
@@ -55,6 +58,7 @@ def _start(sup: Supervisor, sock: Emulated, call: Notification, raw: bytes) -> i
             sock.fill(theirs)
     sock.state = State.CONNECTING
     sock.error = 0
+    sup.catch_up()
     _request(sup, sock, address)
     if nonblocking:
         return -errno.EINPROGRESS
@@ -113,6 +117,7 @@ def _connected(sup: Supervisor, sock: Emulated, local: bytes, peer: bytes) -> No
     waiting, sock.connect = sock.connect, None
     sock.drain()
     sup.attach(sock)
+    sock.reported = waiting is not None
     if waiting is not None:
         sup.answer(sock, waiting.call, 0)
     tell(sup, sock)

@@ -37,6 +37,7 @@ def bind(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
     if sock.own is None and sock.connectable:
         renew(sup, sock, call)
     address = sup.plan.mapped(sock.domain, raw)
+    sup.catch_up()
 
     def finish(error: int, local: Any) -> int:  # noqa: ANN401 - the channel's
         if not error:
@@ -94,8 +95,9 @@ def _announce(sock: Emulated) -> None:
         while sock.announced < len(sock.pending):
             sock.own.send(b"\0", std.MSG_DONTWAIT)
             sock.announced += 1
-    except BlockingIOError:
-        return  # those behind are announced when these are accepted
+    except (BlockingIOError, BrokenPipeError):
+        # Those behind are announced when these are accepted; of a listener that is closed, none.
+        return
 
 
 def accept(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:

@@ -131,6 +131,9 @@ class Served:
         if self.native is None or not events & (OUT | ERR | HUP):
             return
         error = self.native.getsockopt(std.SOL_SOCKET, std.SO_ERROR)
+        if error and self.connecting is not None:
+            # Linux has the next call after a failure fail as well, and only then starts anew.
+            self.native.connect_ex(sockaddr.parse(self.domain, self.connecting[1]))  # type: ignore[arg-type]
         if error or events & OUT:
             self._connected(error)
 

@@ -61,6 +61,7 @@ class Emulated:
         source: datagrams that come next are from there.
         mapped: the peer that the program asked for, where --map replaced it.
         use: the word of the rule that chose the family.
+        reported: connect has said that it is connected; the first one after waiting otherwise does.
         announced: octets in a listener's end, for connections that wait.
         asking: calls for SO_ERROR that wait for the end of connecting.
     """
@@ -68,7 +69,8 @@ class Emulated:
     __slots__ = (
         *("accepters", "announced", "asking", "backlog", "connect", "domain", "error", "family"),
         *("filled", "ident", "key", "kind", "local", "mapped", "opened", "options", "own"),
-        *("peer", "pending", "protocol", "replay", "requests", "source", "state", "use", "where"),
+        *("peer", "pending", "protocol", "replay", "reported", "requests", "source", "state"),
+        *("use", "where"),
     )
 
     def __init__(self, domain: int, kind: int, protocol: int, family: int) -> None:
@@ -96,6 +98,7 @@ class Emulated:
         self.replay: tuple[tuple[int, ...], int] | None = None
         self.source: bytes | None = None
         self.use = ""
+        self.reported = True
         self.announced = 0
         self.asking: list[Notification] = []
 

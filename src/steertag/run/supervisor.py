@@ -105,6 +105,7 @@ class Supervisor:
         self._names = {calls[name]: name for name in handlers}
         self._handlers = {calls[name]: handler for name, handler in handlers.items()}
         self._socket = calls["socket"]
+        self._once = (calls["connect"], calls["bind"])
         self._ended: deque[str] = deque()
         self._refused: set[int] = set()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -144,7 +145,7 @@ class Supervisor:
                     result = self._native(call)
                 elif self.dead:
                     result = -errno.ENETDOWN
-                elif sock.replay is not None and (again := _replayed(sock, call)) is not None:
+                elif sock.replay is not None and (again := self._replayed(sock, call)) is not None:
                     result = again
                 else:
                     result = self._handlers[number](self, sock, call)
@@ -165,8 +166,10 @@ class Supervisor:
         if result == PROCEED:
             return self.listener.proceed(call[ID])
         if self.listener.reply(call[ID], result):
+            if sock is not None and result == 0 and call[NR] in self._once:
+                sock.replay = (_key(call), _PERHAPS)
             return True
-        if sock is not None and result != -errno.EAGAIN:
+        if sock is not None and result not in _NEVER_AGAIN:
             sock.replay = (_key(call), result)
         return False
 
@@ -190,6 +193,19 @@ class Supervisor:
         from steertag.run.calls_native import mapped  # few programs are run with --map
 
         return mapped(self, call)
+
+    def _replayed(self, sock: Emulated, call: Notification) -> int | None:
+        """The answer that was lost, if this is the call that it was for."""
+        assert sock.replay is not None  # looked at by the caller
+        key, result = sock.replay
+        if key[0] != call[TID]:
+            return None
+        sock.replay = None
+        if key != _key(call):
+            return None
+        if result == _PERHAPS:
+            return 0 if self.target.catches_signals(call[TID]) else None
+        return result
 
     def refused(self, tid: int) -> None:
         """Say, once for each, that the kernel does not let us look into a process."""
@@ -306,12 +322,10 @@ class Supervisor:
         self.let_go(sock)
         if sock.opened:
             self.data.close(sock.ident)
-        for waiting in sock.accepters:
-            self.listener.reply(waiting.call[ID], -errno.EBADF)
+        # A thread that waits while another one closes the descriptor goes on waiting, as natively,
+        # until a signal.
         sock.accepters.clear()
-        if sock.connect is not None:
-            self.listener.reply(sock.connect.call[ID], -errno.EBADF)
-            sock.connect = None
+        sock.connect = None
         sock.pending.clear()
         self.by_ident.pop(sock.ident, None)
         if self.sockets.get(sock.key) is sock:
@@ -437,6 +451,11 @@ class Supervisor:
                 if self.data.wants_write != self._writing:
                     self._watch_channel()
 
+    def catch_up(self) -> None:
+        """See to what has happened already: the program may count on a socket that it closed."""
+        for fd, mask in self._epoll.poll(0):
+            self._event(fd, mask)
+
     def _event(self, fd: int, mask: int) -> None:
         try:
             if fd == self._wake:
@@ -540,22 +559,17 @@ class Supervisor:
         }
 
 
+_NEVER_AGAIN: Final = (-errno.EAGAIN, -errno.EINTR)
+"""Results that say nothing was done: the call that comes again is made again."""
+_PERHAPS: Final = -1 << 40
+"""Of a replay: the result was 0, and it was in time; but a signal that came at the same moment may
+have taken it from the caller all the same (wait_for_completion_interruptible)."""
 _NO_SOCKET: Final = Emulated(0, 0, 0, NATIVE)
 
 
 def _key(call: Notification) -> tuple[int, ...]:
     """What is the same when a call is made again."""
     return (call[TID], call[NR], *call[IP:])
-
-
-def _replayed(sock: Emulated, call: Notification) -> int | None:
-    """The answer that was lost, if this is the call that it was for."""
-    assert sock.replay is not None  # looked at by the caller
-    key, result = sock.replay
-    if key[0] != call[TID]:
-        return None
-    sock.replay = None
-    return result if key == _key(call) else None
 
 
 def _put_octet(theirs: std.socket) -> None:

@@ -172,6 +172,14 @@ class Target:
             pass
         raise os_error(errno.ESRCH)
 
+    def catches_signals(self, tid: int) -> bool:
+        """Whether its process has a handler for any."""
+        try:
+            with open(f"/proc/{tid}/status", "rb") as file:
+                return any(int(line[7:], 16) for line in file if line.startswith(b"SigCgt:"))
+        except OSError:
+            return False
+
     def executable(self, tid: int) -> str:
         """Path of the program that a thread runs; empty if it can't be told."""
         try:
