@@ -341,7 +341,9 @@ class Source:
             self._wait_for_credit()
             return False
         if out.region is None:
-            out.region = channel.register(out.view, 0)
+            # What doesn't fit into this sink may have to be advertised.
+            right = ACCESS_REMOTE_READ if sink.length < len(out.view) - out.at else 0
+            out.region = channel.register(out.view, right)
             if out.region is None:
                 out.refused = True
                 return True
@@ -375,8 +377,7 @@ class Source:
                 self._held -= count
             else:
                 out.transfer.octets += count
-            last = not any(other is out for _, other, _ in writing)
-            if last and out.at == len(out.view):
+            if out.at == len(out.view) and out.end <= out.at:
                 self._finish(out)
 
     def _advance(self, out: Out, count: int) -> None:
@@ -385,7 +386,9 @@ class Source:
             out.transfer.octets += count
 
     def _finish(self, out: Out) -> None:
-        """All of it is sent, or nothing more of it will be."""
+        """All of it is sent, or nothing more of it will be, once what is being written is."""
+        if any(other is out for _, other, _ in self._writing):
+            return
         if out.transfer is not None:
             out.transfer.done = True
             self.transfers_done = True
@@ -453,8 +456,7 @@ class Source:
     def _drop(self, out: Out) -> None:
         """Nothing more of it is sent; what is being written of it is."""
         out.view = out.view[: out.at]
-        if not any(other is out for _, other, _ in self._writing):
-            self._finish(out)
+        self._finish(out)
 
     def _cancel(self, transfer: Transfer) -> None:
         for out in self._queue:
