@@ -54,6 +54,7 @@ class Served:
         "id",
         "kind",
         "linger",
+        "linked",
         "listener",
         "marked",
         "native",
@@ -74,7 +75,7 @@ class Served:
         self.datagrams: Datagrams | None = None
         self.listener: Listener | None = None
         self.connecting: tuple[int, bytes] | None = None
-        self.marked = False
+        self.marked = self.linked = False
 
     def adopt(self, sock: Socket) -> None:
         passthrough = sock.ops.passthrough
@@ -103,6 +104,8 @@ class Served:
             return
         if self.connecting is not None:
             raise os_error(errno.EALREADY)
+        if self.relay is not None or (self.linked and self.kind == _STREAM):
+            raise os_error(errno.EISCONN)
         address = sockaddr.parse(self.domain, raw)
         self.connecting = serial, raw
         try:
@@ -168,6 +171,7 @@ class Served:
                 result = self.name(), sockaddr.emit(self.domain, net.kernel_getname(sock, 1))
             except OSError:
                 result = self.name(), raw  # it is over already, which reading will tell
+            self.linked = True
             self.data.counters.connected += 1
             if self.datagrams is not None:
                 self.datagrams.connected(True)

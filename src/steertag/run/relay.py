@@ -33,7 +33,12 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from steertag.errors import os_error
 from steertag.family.msg import MsgHdr
-from steertag.family.net import kernel_setsockopt, kernel_sock_shutdown, sock_release
+from steertag.family.net import (
+    kernel_getsockopt,
+    kernel_setsockopt,
+    kernel_sock_shutdown,
+    sock_release,
+)
 from steertag.family.sock import POLLRDHUP
 from steertag.run.poller import ERR, HUP, IN, OUT, PRI, RDHUP, Poller
 
@@ -55,7 +60,7 @@ _READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR | POLLRDHUP
 _WRITE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
 _MORE_OUT: Final = 1 << 20
 """Beside the POLL* bits: our end has not been emptied yet."""
-_EVERYTHING: Final = _READ | _WRITE | _MORE_OUT
+_EVERYTHING: Final = (_READ | _WRITE | _MORE_OUT) & ~select.POLLERR
 SIOCATMARK: Final = 0x8905
 
 
@@ -210,6 +215,7 @@ class Relay:
     def start(self) -> None:
         """With the Stack's lock held."""
         self._counters.relays += 1
+        self.ours.setsockopt(std.SOL_SOCKET, std.SO_OOBINLINE, 1)
         self._poller.register(self.ours.fileno(), self._our_news)
         if self._native is None:
             self.sock.wait_queue.append(self._family_news)
@@ -241,6 +247,8 @@ class Relay:
             self.bring_in()
         if events & (OUT | ERR) and self.outgoing.left is not None and not self.over:
             self.send_out()
+        if events & ERR and self.incoming.fin and not self.over:
+            self._failed_behind_its_end()
 
     def _family_news(self, mask: int) -> None:
         """Of a socket of this process, at any time the Stack's lock is held."""
@@ -268,6 +276,14 @@ class Relay:
             news & _MORE_OUT or (news & _WRITE and self.outgoing.left is not None)
         ):
             self.send_out()
+        if news & select.POLLERR and self.incoming.fin and not self.over:
+            self._failed_behind_its_end()
+
+    def _failed_behind_its_end(self) -> None:
+        """The peer's stream has ended, and nothing is read that would tell of an error."""
+        error = kernel_getsockopt(self.sock, std.SOL_SOCKET, std.SO_ERROR)
+        if error and isinstance(error, int):
+            self._fail(error)
 
     # -- the program's octets ------------------------------------------------------------------
 
@@ -340,7 +356,7 @@ class Relay:
         """Everything that the program has sent is the family's."""
         if not way.fin:
             way.fin = True
-            if self.hung_up:
+            if self.hung_up or self._gone():
                 self._program_left()
                 return
             try:
@@ -352,6 +368,13 @@ class Relay:
             return
         if self.incoming.fin:
             self._end(0)
+
+    def _gone(self) -> bool:
+        """Whether the end of the stream is the end of the program's end: no event has said so yet."""
+        poll = select.poll()
+        poll.register(self.ours, 0)
+        self.hung_up = bool(poll.poll(0))
+        return self.hung_up
 
     def _program_left(self) -> None:
         """The last descriptor is closed: what has not reached the program never will."""
@@ -375,17 +398,28 @@ class Relay:
             self._fail(self.error)
 
     def _urgent_out(self) -> None:
-        """One octet out of band; the mark stays where it was among the others."""
+        """One octet out of band, behind what was sent before it.
+
+        In our end it stands in line (SO_OOBINLINE), and receiving stops before it: read as another
+        it would be the family's all the same.
+        """
         self._oob_seen = True
-        self.send_out()
-        if self.over or self.outgoing.left is not None:
-            return
-        try:
-            octet = self.ours.recv(1, MSG_OOB)
-            self._theirs.send(memoryview(octet), MSG_OOB)
-        except OSError:
-            return  # taken already, or the family has none: the program was told so by `options`
-        self.send_out()
+        way = self.outgoing
+        octet = memoryview(bytearray(1))
+        while way.left is None and not way.eof:
+            try:
+                if at_mark_of(self.ours):
+                    self.ours.recv_into(octet)
+                    self._theirs.send(octet, MSG_OOB)
+                    return
+                count = self.ours.recv_into(_SCRATCH[: way.size])
+            except OSError:
+                return  # read meanwhile, or the family has none: `options` says so
+            if not count:
+                way.eof = True
+            elif not way.fin:
+                way.left = memoryview(bytes(_SCRATCH[:count]))
+                self._flush_out(way)
 
     # -- the peer's octets ---------------------------------------------------------------------
 
@@ -629,7 +663,11 @@ def at_mark(sock: Socket, native: std.socket | None) -> bool:
     """sockatmark(3)."""
     if native is None:
         return bool(sock.ops.ioctl(sock, SIOCATMARK, None))
-    answer = fcntl.ioctl(native.fileno(), SIOCATMARK, bytes(_INT.size))
+    return at_mark_of(native)
+
+
+def at_mark_of(end: std.socket) -> bool:
+    answer = fcntl.ioctl(end.fileno(), SIOCATMARK, bytes(_INT.size))
     return bool(_INT.unpack(answer)[0])
 
 
