@@ -304,6 +304,7 @@ def sdp_destroy(sk: Sock) -> None:
     """Nothing is left behind, whichever way it came here."""
     sdp = sdp_sk(sk)
     _forget_stream(sdp)
+    calls.sdp_charge(sdp)
 
 
 # -- what the engine tells ------------------------------------------------------------------------
