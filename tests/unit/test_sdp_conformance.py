@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import socket as std
 from collections.abc import Callable
 
 import pytest
 
-from steertag import AF_INET_SDP, Stack, device, inet, socket
+from steertag import AF_INET_SDP, Stack, inet, socket
 from steertag.family.rules import Rules
 from steertag.runtime.sdp import SdpConfig, register
 from steertag.testing import STREAM_CHECKS, Endpoints

@@ -1,4 +1,5 @@
-"""Counters of AF_INET_NEW_TCP, with the kernel's names, as `netstat -s` and nstat(8) show them."""
+"""Counters of AF_INET_NEW_TCP, with the kernel's names, as `netstat -s` and nstat(8) show them, and
+of AF_INET_SDP."""
 
 from __future__ import annotations
 
@@ -27,13 +28,21 @@ class Counters:
 
 
 def groups(stack: Stack) -> Groups:
-    """Every counter of a Stack; empty where the family is not registered with it."""
-    if "inet" not in stack.generic:
-        return {}
-    from steertag.inet.ip.net import inet_net  # only where there is something to show
+    """Every counter of a Stack; empty where neither family is registered with it."""
+    found: Groups = {}
+    if "inet" in stack.generic:
+        from steertag.inet.ip.net import inet_net  # only where there is something to show
 
-    with stack.lock:
-        return dict(inet_net(stack).mib.groups())
+        with stack.lock:
+            found |= inet_net(stack).mib.groups()
+    if "sdp" in stack.generic:
+        from steertag.runtime.sdp import fabric_of
+
+        with stack.lock:
+            fabric = fabric_of(stack)
+            if fabric is not None:
+                found |= fabric.groups()
+    return found
 
 
 def owned(stack: Stack | None, processes: Iterable[Process] = ()) -> list[Counters]:

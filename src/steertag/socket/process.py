@@ -272,6 +272,17 @@ class ProcessSocket(socket):
             unwilling = self._timeout is None and flags & MSG_DONTWAIT
             if self._timeout == 0.0 or unwilling or flags & MSG_ERRQUEUE:
                 raise
+        try:
+            return self._patiently(call, sock, seen, events)
+        except BaseException as exc:
+            # An answer, however bad, has let go of the buffers: then this finds nothing.
+            done = 0 if msg is None or not msg.msg_waits else self._give_up(sock, msg, exc)
+            if not done or not isinstance(exc, TimeoutError | BlockingIOError):
+                raise
+            return cast(T, done)
+
+    def _patiently(self, call: Callable[[], T], sock: Socket, seen: int, events: int) -> T:
+        """The family's answer; TimeoutError or BlockingIOError where there is none in time."""
         limit = self._timeout
         if limit is None:
             # A socket that was closed meanwhile has none: the next call says so.
@@ -279,13 +290,7 @@ class ProcessSocket(socket):
             limit = None if sk is None else sk.sk_rcvtimeo if events == READ else sk.sk_sndtimeo
         deadline = deadline_after(limit)
         while True:
-            try:
-                self._wait(sock, seen, events, deadline)
-            except BaseException as exc:
-                done = 0 if msg is None else self._give_up(sock, msg, exc)
-                if not done or not isinstance(exc, TimeoutError | BlockingIOError):
-                    raise
-                return cast(T, done)
+            self._wait(sock, seen, events, deadline)
             seen = sock.news
             try:
                 return call()
