@@ -39,7 +39,6 @@ _LOW: Final = DATA_FLOOR + 1
 """Credits of the peer's, as it knows, at which it is told of new ones soon."""
 _SQ_RESERVE: Final = 8
 """Work requests that data leaves to other messages and RDMA."""
-_SIGNAL_OCTETS: Final = 1 << 18
 _MAX_CONTROL: Final = 1024
 """Messages that may wait for a credit: more is owed to nobody who follows the rules."""
 _MASK: Final = 0xFFFFFFFF
@@ -64,6 +63,7 @@ class Channel:
     ) -> None:
         self.qp = qp
         self.counters = counters
+        self._tuning = tuning
         self.peer_room = 0
         self.mseq = self.recv_mseq = 0
         self.wr_posted = self.wr_done = 0
@@ -254,7 +254,7 @@ class Channel:
         if (
             signal
             or number - self._last_signal >= self._signal_every
-            or self._since_signal >= _SIGNAL_OCTETS
+            or self._since_signal >= self._tuning.snd_bytes >> 3
         ):
             wr.wr_id, wr.send_flags = number, SEND_SIGNALED
             self._signaled(number)
