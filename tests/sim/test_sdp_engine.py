@@ -80,7 +80,8 @@ def test_what_crosses_an_advertised_sink_makes_it_void() -> None:
     waiting = ends.right.engine.recv_in_place(memoryview(memory))
     ends.left.engine.sendmsg([memoryview(b"first")])
     ends.settle()
-    assert (waiting.done, waiting.octets, memory[:5]) == (True, 5, b"first")
+    assert (waiting.done, waiting.octets) == (True, 5)
+    assert memory[:5] == b"first"
     assert ends.right.counters.sink_void == 1
     assert ends.pass_on(LARGE) == LARGE
 
