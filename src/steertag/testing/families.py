@@ -7,7 +7,8 @@
         check(Endpoints(make=lambda: socket(AF_MINE, SOCK_STREAM), address=("node", 0)))
 
 Each check raises AssertionError, or what a call raised. They pass for the standard library's own
-sockets too, which is how we know that they ask for nothing else.
+sockets too, which is how we know that they ask for nothing else. OOB_CHECKS are for stream
+families that have out-of-band data; `steertag.testing.trio_stream` has trio's suite.
 """
 
 from __future__ import annotations
@@ -19,108 +20,22 @@ import select
 import socket as std
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final, cast
 
-from steertag.family.msg import Address
-from steertag.socket import socket
-
-PATIENCE: Final = 30.0  # seconds until a check that should not wait gives up
-BULK: Final = bytes(range(256)) * 2048  # half a MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """What a suite needs to know of a family.
-
-    Attributes:
-        make: a fresh socket of the type under test.
-        address: where the server binds; a port of 0 gets any.
-        make_client: a fresh socket for the other side, if that is another Stack's.
-    """
-
-    make: Callable[[], socket]
-    address: Address
-    make_client: Callable[[], socket] | None = None
-
-    def client(self) -> socket:
-        sock = (self.make_client or self.make)()
-        sock.settimeout(PATIENCE)
-        return sock
-
-    @contextmanager
-    def bound(self) -> Iterator[socket]:
-        with self.make() as sock:
-            sock.settimeout(PATIENCE)
-            sock.bind(self.address)
-            yield sock
-
-    @contextmanager
-    def connected(self) -> Iterator[tuple[socket, socket]]:
-        """A client and what the server accepted for it."""
-        with self.bound() as server, self.client() as client:
-            server.listen()
-            client.connect(server.getsockname())
-            conn, _ = server.accept()
-            conn.settimeout(PATIENCE)
-            with conn:
-                yield client, conn
-
-
-def expect_errno(call: Callable[[], object], *codes: int) -> None:
-    """`call()` raises an OSError with one of these errnos."""
-    outcome = outcome_of(call)
-    names = [errno.errorcode[code] for code in codes]
-    code = outcome.errno if isinstance(outcome, OSError) else None
-    assert code in codes, f"{outcome!r} and not one of {names}"
-
-
-def outcome_of(call: Callable[[], object]) -> object:
-    """What `call()` returned, or the OSError that it raised."""
-    try:
-        return call()
-    except OSError as exc:
-        return exc
-
-
-def mask_of(sock: socket, events: int = select.POLLIN | select.POLLOUT) -> int:
-    """What poll(2) says of the socket now."""
-    poller = select.poll()
-    poller.register(sock.fileno(), events)
-    ready = poller.poll(0)
-    return ready[0][1] if ready else 0
-
-
-def wait_mask(sock: socket, event: int) -> None:
-    """Wait until poll(2) says `event`."""
-    poller = select.poll()
-    poller.register(sock.fileno(), event)
-    assert poller.poll(PATIENCE * 1000), "the descriptor did not become ready"
-
-
-def read_exactly(sock: socket, count: int) -> bytes:
-    parts = []
-    while count:
-        part = sock.recv(min(count, 65536))
-        assert part, f"the stream ended {count} octets early"
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
-
-
-def fill(sock: socket) -> int:
-    """Send without blocking until there is no room; returns octets taken."""
-    sock.setblocking(False)
-    total = 0
-    while True:
-        try:
-            total += sock.send(BULK[:16384])
-        except BlockingIOError:
-            sock.settimeout(PATIENCE)
-            return total
-
+from steertag.testing.endpoints import (
+    BULK,
+    PATIENCE,
+    Endpoints,
+    ends_quietly,
+    expect_errno,
+    fill,
+    mask_of,
+    outcome_of,
+    read_exactly,
+    wait_mask,
+)
+from steertag.testing.streams import MORE_STREAM_CHECKS, OOB_CHECKS
 
 # -- streams ----------------------------------------------------------------------------------
 
@@ -283,15 +198,6 @@ def writing_to_a_closed_peer_fails(ends: Endpoints) -> None:
                 client.send(BULK[:4096])
                 wait_mask(client, select.POLLOUT)
             raise AssertionError("a closed peer took a thousand buffers")
-
-
-@contextmanager
-def ends_quietly() -> Iterator[None]:
-    """What a reset looks like depends on when it is found: EPIPE or ECONNRESET."""
-    try:
-        yield
-    except (BrokenPipeError, ConnectionResetError):
-        return
 
 
 def peek_and_waitall(ends: Endpoints) -> None:
@@ -485,6 +391,7 @@ STREAM_CHECKS: Final[tuple[Check, ...]] = (
     options_answer_as_ints_and_octets,
     a_duplicate_is_the_same_socket,
     asyncio_reads_and_writes,
+    *MORE_STREAM_CHECKS,
 )
 DATAGRAM_CHECKS: Final[tuple[Check, ...]] = (
     datagrams_keep_their_bounds_and_say_who_sent_them,
@@ -493,3 +400,20 @@ DATAGRAM_CHECKS: Final[tuple[Check, ...]] = (
     datagrams_make_the_descriptor_readable,
     a_datagram_socket_does_not_listen,
 )
+
+__all__ = [
+    "BULK",
+    "DATAGRAM_CHECKS",
+    "OOB_CHECKS",
+    "PATIENCE",
+    "STREAM_CHECKS",
+    "Check",
+    "Endpoints",
+    "ends_quietly",
+    "expect_errno",
+    "fill",
+    "mask_of",
+    "outcome_of",
+    "read_exactly",
+    "wait_mask",
+]
