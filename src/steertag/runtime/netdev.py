@@ -679,8 +679,11 @@ class NetDriver:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         with self.stack.lock:
+            driven = [each for each in self._devices.values() if not isinstance(each, Device)]
             # Not closed: a leader may be on its way into one; the last who refers to it closes it.
             self._devices.clear()
+            for each in driven:  # the Stack closes its devices itself
+                each.close()
             self._front = self._back = self._kick = self._wake = None
 
     def close_sockets(self) -> None:
