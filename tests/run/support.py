@@ -79,7 +79,7 @@ class Control:
             self.client.flush()
             self.client.dispatch()
 
-    def ask(self, request: Callable[..., int], *args: Any) -> Any:
+    def ask(self, request: Callable[..., int], *args: object) -> Any:  # noqa: ANN401 - the request's
         """The answer to a request. Raises Refused with its errno."""
         answers: list[tuple[int, Any]] = []
         request(*args, lambda error, result: answers.append((error, result)))
@@ -139,9 +139,9 @@ class Control:
 
 
 @contextmanager
-def running(family: str = "host", **config: Any) -> Iterator[Control]:
+def running(family: str = "host", rtt: float = 0.0) -> Iterator[Control]:
     """A data process, and its control. Fails when it doesn't end well."""
-    control = Control(*start(RunConfig(family=family, **config)), family)
+    control = Control(*start(RunConfig(family=family, rtt=rtt)), family)
     try:
         yield control
     finally:

@@ -196,8 +196,8 @@ class DataClient:
     """The control process's side: requests and what becomes of them.
 
     Addresses are `struct sockaddr`, octets. A `then` is called from `dispatch`, never from the
-    request itself, but for those made after `Events.died`, which fail at once (ENETDOWN); its errno is
-    0 or positive. Requests of one socket are served in their order.
+    request itself, but for those made after `Events.died`, which fail at once (ENETDOWN); its
+    errno is 0 or positive. Requests of one socket are served in their order.
     """
 
     def __init__(self, channel: Channel, events: Events) -> None:

@@ -60,6 +60,7 @@ class Served:
         "native",
         "relay",
         "sock",
+        "watching",
     )
 
     def __init__(self, data: Data, id: int, domain: int, kind: int) -> None:
@@ -75,7 +76,7 @@ class Served:
         self.datagrams: Datagrams | None = None
         self.listener: Listener | None = None
         self.connecting: tuple[int, bytes] | None = None
-        self.marked = self.linked = False
+        self.marked = self.linked = self.watching = False
 
     def adopt(self, sock: Socket) -> None:
         passthrough = sock.ops.passthrough
@@ -119,12 +120,16 @@ class Served:
             self._connected(0)
 
     def _watch(self, sock: Socket) -> None:
+        self.watching = True
         if self.native is None:
             sock.wait_queue.append(self._family_news)
         else:
             self.data.poller.register(self.native.fileno(), self._native_news)
 
     def _unwatch(self, sock: Socket) -> None:
+        if not self.watching:
+            return
+        self.watching = False
         if self.native is not None:
             self.data.poller.forget(self.native.fileno())
         elif self._family_news in sock.wait_queue:

@@ -60,7 +60,6 @@ _READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR | POLLRDHUP
 _WRITE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
 _MORE_OUT: Final = 1 << 20
 """Beside the POLL* bits: our end has not been emptied yet."""
-_EVERYTHING: Final = (_READ | _WRITE | _MORE_OUT) & ~select.POLLERR
 SIOCATMARK: Final = 0x8905
 
 
@@ -210,7 +209,7 @@ class Relay:
         self.marked = False
         self.hung_up = self.lost = self.over = False
         self._oob_seen = self._our_end = self._their_end = False
-        self._news = _EVERYTHING
+        self._news = 0
 
     def start(self) -> None:
         """With the Stack's lock held."""
@@ -219,9 +218,9 @@ class Relay:
         self._poller.register(self.ours.fileno(), self._our_news)
         if self._native is None:
             self.sock.wait_queue.append(self._family_news)
+            self._family_news(self.sock.ops.poll(self.sock))
         else:
             self._poller.register(self._native.fileno(), self._their_news)
-        self._poller.again(self)
 
     # -- news ----------------------------------------------------------------------------------
 
