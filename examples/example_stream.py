@@ -356,6 +356,7 @@ class ExampleStream:
             net.inet_csk_destroy_sock(sk)  # an orphan: its last octet is delivered
         elif sk.sk_state == TcpState.TCP_FIN_WAIT1:
             sk.sk_state = TcpState.TCP_FIN_WAIT2
+            sk.sk_state_change(sk)  # who lingers in close waits for this
         elif sk.sk_state == TcpState.TCP_LAST_ACK:
             sk.sk_state = TcpState.TCP_CLOSE
             sk.sk_shutdown = net.SHUTDOWN_MASK
