@@ -55,10 +55,12 @@ _HOME = {
     "Stack": _FAMILY,
     "default_stack": _DEFAULT,
     "inet_create": _FAMILY,
+    "patch": "",  # the module, which can be called
     "proto_register": _DEFAULT,
     "proto_unregister": _DEFAULT,
     "sock_register": _DEFAULT,
     "sock_unregister": _DEFAULT,
+    "unpatch": "steertag.patch",
 }
 
 __all__ = [
@@ -79,10 +81,12 @@ __all__ = [
     "__version__",
     "default_stack",
     "inet_create",
+    "patch",
     "proto_register",
     "proto_unregister",
     "sock_register",
     "sock_unregister",
+    "unpatch",
 ]
 
 
@@ -90,6 +94,8 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not home:
+        return importlib.import_module(f"{__name__}.{name}")
     return getattr(importlib.import_module(home), name)
 
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 
+# Kept here: steertag.patch puts another class in its place.
+HostSocket = std.socket
+
+
 class socket:  # the standard library's name
     """A socket of any family that `stack` knows; see the standard library's `socket.socket`.
 
@@ -83,7 +87,7 @@ class socket:  # the standard library's name
         passthrough = sock.ops.passthrough
         native = passthrough(sock) if passthrough is not None else None
         made = cls._class_for(cls._for_process if native is None else cls._for_passthrough)
-        self: Self = object.__new__(made) if native is None else std.socket.__new__(made)
+        self: Self = object.__new__(made) if native is None else HostSocket.__new__(made)
         self.kernel = sock
         self._setup(native, file, fd)
         return self

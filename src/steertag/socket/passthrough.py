@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from steertag.errors import StateError
 from steertag.family import net
-from steertag.socket.base import socket
+from steertag.socket.base import HostSocket, socket
 from steertag.socket.file import File
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-class PassthroughSocket(socket, std.socket):  # type: ignore[misc]  # the interface is std's
+class PassthroughSocket(socket, HostSocket):  # type: ignore[misc]  # the interface is std's
     """The host's socket itself, under the same descriptor as the family's.
 
     Sending, receiving, options and the rest are the standard library's own methods: not a line of
@@ -32,14 +32,14 @@ class PassthroughSocket(socket, std.socket):  # type: ignore[misc]  # the interf
     def _setup(self, native: std.socket | None, file: File | None, fd: int) -> None:
         if native is None:
             raise StateError("no socket of the host's to stand for")
-        std.socket.__init__(self, native.family, native.type, native.proto, native.fileno())
+        HostSocket.__init__(self, native.family, native.type, native.proto, native.fileno())
         if (timeout := native.gettimeout()) != self.gettimeout():
             self.settimeout(timeout)
 
     def _real_close(self) -> None:
         # The family closes the descriptor that both have; what is left here is its number.
         net.sock_release(self.kernel)
-        std.socket.detach(self)
+        HostSocket.detach(self)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         # Nothing was set up if the constructor raised.
@@ -51,13 +51,13 @@ class PassthroughSocket(socket, std.socket):  # type: ignore[misc]  # the interf
 
     def accept(self) -> tuple[socket, Any]:  # type: ignore[override]
         """The next connection and its peer's address."""
-        native, address = std.socket.accept(self)
+        native, address = HostSocket.accept(self)
         return socket._wrap(self.kernel.stack.sock_adopt(native)), address
 
     def dup(self) -> Self:
         """Another socket object of the same socket."""
         fd = os.dup(self.fileno())
-        native = std.socket(self.family, self.type, self.proto, fd)
+        native = HostSocket(self.family, self.type, self.proto, fd)
         copy = self._wrap(self.kernel.stack.sock_adopt(native))
         copy.settimeout(self.gettimeout())
         return copy
@@ -68,6 +68,6 @@ class PassthroughSocket(socket, std.socket):  # type: ignore[misc]  # the interf
         native = passthrough(self.kernel) if passthrough is not None else None
         if native is not None:
             native.detach()
-        fd = std.socket.detach(self)
+        fd = HostSocket.detach(self)
         net.sock_release(self.kernel)
         return fd
