@@ -10,7 +10,7 @@ from steertag.rdma.cq import CompletionQueue
 from steertag.runtime.driver import StreamDriver
 from steertag.runtime.sdp_transport import KernelTransport
 from steertag.sdp.engine import Engine
-from steertag.sdp.proto import sdp_event
+from steertag.sdp.proto import sdp_drained, sdp_event
 
 if TYPE_CHECKING:
     from steertag.rdma.connection import Connection
@@ -34,6 +34,7 @@ class EngineParts:
 
     def __init__(self, fabric: SdpFabric, sk: SdpSock) -> None:
         self.fabric = fabric
+        self.sk = sk
         self.tuning: Tuning = fabric.tuning(sk)
         self.pd = fabric.rnic.alloc_pd()
         self.cq = CompletionQueue(self.tuning.cq_depth)
@@ -194,6 +195,9 @@ class SdpLink(StreamDriver):
                 self.settle()
         finally:
             self._turning = False
+        sk = parts.sk
+        if sk.sk_shutdown and sk.sk_wmem_queued:
+            sdp_drained(sk)
         deadline = parts.engine.deadline
         if deadline is not None and not self.closed:
             self._loop.schedule(self)

@@ -337,6 +337,13 @@ def sdp_event(sk: SdpSock, mask: int) -> None:
     sk_wake(sk, mask)
 
 
+def sdp_drained(sk: SdpSock) -> None:
+    """Something left: who lingers until everything has is told."""
+    calls.sdp_charge(sk)
+    if not sk.sk_wmem_queued:
+        sk_wake(sk, POLLOUT)
+
+
 # -- looking --------------------------------------------------------------------------------------
 
 
