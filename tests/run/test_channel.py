@@ -189,7 +189,7 @@ def test_a_family_that_is_not_there_is_the_next_answer() -> None:
 def test_a_stack_that_cannot_be_had_fails_the_start_in_one_line() -> None:
     from steertag.run.data import start
 
-    with pytest.raises(OSError, match="no.such.module") as caught:
+    with pytest.raises(OSError, match=r"no\.such\.module") as caught:
         start(RunConfig(family="host", modules=["no.such.module"]))
     assert "\n" not in str(caught.value)
 

@@ -324,7 +324,10 @@ class Relay:
                     continue  # to find that it takes no more: only then it says when it does
                 return
             if count < way.size:
-                if self._our_end or self._oob_seen:
+                if self._our_end:
+                    continue
+                if self._oob_seen:
+                    self._urgent_out()
                     continue
                 return  # drained: what comes next is news
             way.size = _ROOM
@@ -369,7 +372,7 @@ class Relay:
             self._end(0)
 
     def _gone(self) -> bool:
-        """Whether the end of the stream is the end of the program's end: no event has said so yet."""
+        """Whether the program has closed, too, and not only sent its last: no event said so yet."""
         poll = select.poll()
         poll.register(self.ours, 0)
         self.hung_up = bool(poll.poll(0))
@@ -397,28 +400,33 @@ class Relay:
             self._fail(self.error)
 
     def _urgent_out(self) -> None:
-        """One octet out of band, behind what was sent before it.
+        """What the program sent, with an octet out of band among it, mark by mark.
 
         In our end it stands in line (SO_OOBINLINE), and receiving stops before it: read as another
         it would be the family's all the same.
         """
         self._oob_seen = True
         way = self.outgoing
-        octet = memoryview(bytearray(1))
-        while way.left is None and not way.eof:
+        while way.left is None and not way.eof and not self.over:
             try:
-                if at_mark_of(self.ours):
-                    self.ours.recv_into(octet)
-                    self._theirs.send(octet, MSG_OOB)
-                    return
-                count = self.ours.recv_into(_SCRATCH[: way.size])
+                if marked := at_mark_of(self.ours):
+                    count = self.ours.recv_into(_SCRATCH[:1])
+                else:
+                    count = self.ours.recv_into(_SCRATCH[: way.size])
             except OSError:
-                return  # read meanwhile, or the family has none: `options` says so
+                return
             if not count:
                 way.eof = True
-            elif not way.fin:
+            elif not way.fin and not (marked and self._sent_urgent()):
                 way.left = memoryview(bytes(_SCRATCH[:count]))
                 self._flush_out(way)
+
+    def _sent_urgent(self) -> bool:
+        """Whether the family took the first of the scratch's octets out of band."""
+        try:
+            return bool(self._theirs.send(_SCRATCH[:1], MSG_OOB))
+        except OSError:
+            return False  # it has no such thing, or no room: in line, then
 
     # -- the peer's octets ---------------------------------------------------------------------
 
@@ -461,7 +469,10 @@ class Relay:
                     continue
                 return
             if count < way.size:
-                if self._native is None or self._their_end or self._oob_seen:
+                if self._native is None or self._their_end:
+                    continue
+                if self._oob_seen:
+                    self._urgent_in()
                     continue
                 return
             way.size = _ROOM
@@ -507,25 +518,40 @@ class Relay:
             self._end(0)
 
     def _urgent_in(self) -> None:
-        """What lies before the mark first: receiving stops there."""
+        """What came, with an octet out of band among it: receiving stops before the mark."""
         self._oob_seen = True
         way = self.incoming
-        octet = bytearray(1)
-        while way.left is None and not way.eof:
+        while way.left is None and not way.eof and not self.over:
             try:
-                if at_mark(self.sock, self._native):
-                    if self._theirs.recv_into(memoryview(octet), 1, MSG_OOB):
-                        self.ours.send(octet, MSG_OOB)
-                    return
+                if at_mark(self.sock, self._native) and self._received_urgent():
+                    continue
                 count = self._theirs.recv_into(_SCRATCH[: way.size])
-                sent = self.ours.send(_SCRATCH[:count])
-            except OSError:
-                return  # not there yet, or taken already; or AF_UNIX has none here
-            way.moved += sent
-            if sent < count:
-                way.left = memoryview(bytes(_SCRATCH[sent:count]))
-            elif not count:
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.error = self.error or error.errno or errno.ECONNRESET
+                count = 0
+            if not count:
                 way.eof = True
+            elif not way.fin:
+                way.left = memoryview(bytes(_SCRATCH[:count]))
+                self._flush_in(way)
+
+    def _received_urgent(self) -> bool:
+        """Pass on the octet at the mark; False if it was before. BlockingIOError: it is to come."""
+        octet = bytearray(1)
+        try:
+            self._theirs.recv_into(memoryview(octet), 1, MSG_OOB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return False
+        try:
+            self.ours.send(octet, MSG_OOB)
+        except OSError:
+            self.incoming.left = memoryview(octet)  # the host's AF_UNIX has none: in line, then
+            self._flush_in(self.incoming)
+        return True
 
     # -- the end -------------------------------------------------------------------------------
 
