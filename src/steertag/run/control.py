@@ -36,12 +36,24 @@ PATIENCE: Final = 2.0
 
 
 def control(
-    argv: Sequence[str], config: RunConfig, front: std.socket, mask: set[int | signal.Signals]
+    argv: Sequence[str],
+    config: RunConfig,
+    front: std.socket,
+    says: int,
+    mask: set[int | signal.Signals],
 ) -> NoReturn:
-    """Run it, in a child that has just been forked; `front` is told (`launch.STARTED`, ...)."""
+    """Run it, in a child that has just been forked.
+
+    Args:
+        argv: the program.
+        config: what `stag run` was asked for.
+        front: is told how it goes (`launch.STARTED`, ...).
+        says: becomes standard error, of the data process too.
+        mask: signals that are blocked in the program.
+    """
     status = 1
     try:
-        _Control(argv, config, front, mask).run()
+        _Control(argv, config, front, says, mask).run()
         status = 0
     except OSError as exc:
         _tell(front, REFUSED, exc.errno or errno.EIO, exc.strerror or str(exc))
@@ -64,11 +76,13 @@ class _Control:
         argv: Sequence[str],
         config: RunConfig,
         front: std.socket,
+        says: int,
         mask: set[int | signal.Signals],
     ) -> None:
         self._argv = argv
         self._config = config
         self._front = front
+        self._says = says
         self._mask = mask
         self._reported = threading.Event()
         self._inherited = _inheritable()
@@ -81,7 +95,7 @@ class _Control:
         child = spawn.spawn(self._argv, rows, calls, self._mask)
         self._detach()
         try:
-            _, channel = data.start(self._config)
+            _, channel = data.start(self._config, [self._front.fileno(), *child.descriptors])
         except OSError:
             child.abandon()
             raise
@@ -105,8 +119,9 @@ class _Control:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        if null > 1:
-            os.close(null)
+        os.dup2(self._says, 2)
+        os.close(self._says)
+        os.close(null)
         for fd in self._inherited:
             os.close(fd)
 
@@ -135,12 +150,11 @@ class _Control:
         poller = select.poll()
         poller.register(child.listener, 0)
         if not poller.poll(0):
-            # Descendants go on; nobody waits for them.
-            self._front.close()
+            # Descendants go on; nobody waits for them, or listens.
             null = os.open(os.devnull, os.O_WRONLY)
-            if not (self._config.verbose or self._config.stats):
-                os.dup2(null, 2)
+            os.dup2(null, 2)
             os.close(null)
+            self._front.close()
         self._reported.set()
 
     def _finish(self, sup: Supervisor) -> None:

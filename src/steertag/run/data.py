@@ -13,7 +13,7 @@ import os
 import signal
 import socket as std
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from steertag.errors import StateError, os_error
@@ -540,8 +540,10 @@ def serve(channel: Channel, config: RunConfig) -> None:
     stack.close()
 
 
-def start(config: RunConfig) -> tuple[int, Channel]:
+def start(config: RunConfig, foreign: Sequence[int] = ()) -> tuple[int, Channel]:
     """Fork the data process; its pid, and our end of the channel to it.
+
+    It closes the descriptors `foreign`, which are ours alone.
 
     To be called while the process has one thread. The child ignores the terminal's signals, and
     ends when this end of the channel is closed and what programs had sent is delivered.
@@ -555,6 +557,8 @@ def start(config: RunConfig) -> tuple[int, Channel]:
     pid = os.fork()
     if pid == 0:
         ours.close()
+        for fd in foreign:
+            os.close(fd)
         _child(theirs, config)
     theirs.close()
     error, text = _first_word(ours)

@@ -84,6 +84,8 @@ def run(argv: Sequence[str], config: RunConfig) -> int:
     from steertag.run.control import control  # a child's business; the fork makes it this one's
 
     mine, theirs = std.socketpair(std.AF_UNIX, std.SOCK_SEQPACKET)
+    # What the two processes say goes through us: those that outlive us hold nobody's pipe open.
+    said, says = os.pipe()
     # Should the control process die, the program becomes our child, and its status ours to tell.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
@@ -93,11 +95,14 @@ def run(argv: Sequence[str], config: RunConfig) -> int:
         pid = os.fork()
         if pid == 0:
             mine.close()
-            control(argv, config, theirs, mask)
+            os.close(said)
+            control(argv, config, theirs, says, mask)
         theirs.close()
+        os.close(says)
         with mine:
-            return _Front(pid, mine, argv[0]).wait()
+            return _Front(pid, mine, said, argv[0]).wait()
     finally:
+        os.close(said)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -108,12 +113,14 @@ class _Front:
     Args:
         control: the control process.
         news: what it says (`STARTED` and so on).
+        said: what it and the data process write to standard error.
         name: the program's.
     """
 
-    def __init__(self, control: int, news: std.socket, name: str) -> None:
+    def __init__(self, control: int, news: std.socket, said: int, name: str) -> None:
         self._control = control
         self._news = news
+        self._said = said
         self._name = name
         self._program = 0
         self._status: int | None = None
@@ -125,18 +132,35 @@ class _Front:
             poller = select.poll()
             poller.register(signals, select.POLLIN)
             poller.register(self._news, select.POLLIN)
+            poller.register(self._said, select.POLLIN)
             going = True
             while going:
-                for fd, _ in poller.poll():
-                    if fd == signals:
-                        self._forward(os.read(signals, _SIGINFO.size))
-                    else:
-                        going = self._take(self._news.recv(1 << 12))
+                ready = {fd for fd, _ in poller.poll()}
+                if self._said in ready and not self._pass_on():
+                    poller.unregister(self._said)
+                if signals in ready:
+                    self._forward(os.read(signals, _SIGINFO.size))
+                if self._news.fileno() in ready:
+                    going = self._take(self._news.recv(1 << 12))
+            self._last_words()
         finally:
             os.close(signals)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._control, os.WNOHANG)
         return self._status if self._status is not None else self._inherit()
+
+    def _pass_on(self) -> bool:
+        """What was written, to standard error; False: nobody is left who could write."""
+        text = os.read(self._said, 1 << 16)
+        with contextlib.suppress(OSError):
+            os.write(2, text)
+        return bool(text)
+
+    def _last_words(self) -> None:
+        poller = select.poll()
+        poller.register(self._said, select.POLLIN)
+        while any(mask & select.POLLIN for _, mask in poller.poll(0)) and self._pass_on():
+            continue
 
     def _take(self, message: bytes) -> bool:
         """One piece of news; False: there is no more."""

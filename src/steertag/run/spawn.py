@@ -44,6 +44,11 @@ class Spawned:
     _report: int
     _start: int
 
+    @property
+    def descriptors(self) -> tuple[int, int, int]:
+        """Ours, which nobody else may hold: the listener's end would not be noticed."""
+        return self.listener, self._report, self._start
+
     def abandon(self) -> None:
         """End it before it has begun."""
         os.close(self._start)
