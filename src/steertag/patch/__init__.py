@@ -5,8 +5,8 @@
     ...
     steertag.unpatch()
 
-`with steertag.patch(...):` undoes it at the end of the block. `python -m steertag.patch PROGRAM` does
-it for a program as it is. docs/how-to/drop-in-sockets.md says what works and what does not.
+`with steertag.patch(...):` undoes it at the end of the block. `python -m steertag.patch PROGRAM`
+does it for a program as it is. docs/how-to/drop-in-sockets.md says what works and what does not.
 """
 
 from __future__ import annotations

@@ -47,10 +47,10 @@ class Facade(ours, metaclass=_Kind):
     stack: ClassVar[Stack]
     _for_process = PatchedSocket
     # For those who call them on the class.
-    makefile = HostSocket.makefile
+    makefile = HostSocket.makefile  # type: ignore[assignment]  # the same, with overloads
     _sendfile_use_send = HostSocket._sendfile_use_send  # type: ignore[attr-defined]
 
-    def __new__(  # type: ignore[misc]  # what it makes is an instance by `_Kind`
+    def __new__(
         cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
     ) -> Any:
         policy = Facade.policy

@@ -143,7 +143,7 @@ def patch(
 def unpatch() -> None:
     """Undo `patch`; nothing happens if there is nothing to undo."""
     with _lock:
-        for made in list(_active):
+        for made in tuple(_active):
             made.undo()
 
 

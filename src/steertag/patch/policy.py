@@ -29,6 +29,13 @@ class Choice:
     number: int | None
     fallback: str | None = None
 
+    def __str__(self) -> str:
+        if self.number is None:
+            return "the host's sockets"
+        name = {AF_INET_SDP: "AF_INET_SDP", AF_INET_NEW_TCP: "AF_INET_NEW_TCP"}.get(self.number)
+        fallback = f", SDP_FALLBACK={self.fallback}" if self.fallback is not None else ""
+        return (name or f"family {self.number}") + fallback
+
 
 HOST: Final = Choice(None)
 

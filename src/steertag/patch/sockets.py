@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket as std
 from collections.abc import Callable
@@ -21,8 +22,8 @@ from steertag.socket.process import ProcessSocket
 if TYPE_CHECKING:
     from typing import Self
 
+_LOG: Final = logging.getLogger("steertag.patch")
 INTERNET: Final = (int(std.AF_INET), int(std.AF_INET6))
-_KINDS: Final = (int(std.SOCK_STREAM), int(std.SOCK_DGRAM))
 _LACKING: Final = (errno.ESOCKTNOSUPPORT, errno.EPROTONOSUPPORT)
 _WILDCARD: Final = {int(std.AF_INET): "0.0.0.0", int(std.AF_INET6): "::"}
 
@@ -134,20 +135,38 @@ class PolicySocket(socket):
     __qualname__ = "socket"
     _real: socket
     _choice: Choice
+    _stack: Stack
+    _policy: Policy
+    _domain: int
+    _kind: int
+    _proto: int
+    _replay: list[tuple[Any, ...]]
+    _bound: Address
+    _fd_given: bool
 
     def __new__(cls, stack: Stack, policy: Policy, domain: int, kind: int, proto: int) -> Self:
         self: Self = object.__new__(cls)
         self._stack, self._policy = stack, policy
         self._domain, self._kind, self._proto = domain, kind, proto
         self._choice = HOST
-        self._replay: list[tuple[Any, ...]] = []
-        self._bound: Address = None
+        self._replay = []
+        self._bound = None
         self._fd_given = False
         self._real = HostSocket(domain, kind, proto)  # type: ignore[assignment]
         return self
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """Everything is set up by `__new__`."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether its family has been chosen for good."""
+        return "recv" in self.__dict__
+
+    @property
+    def real(self) -> object:
+        """The socket that it is."""
+        return self._real
 
     @property
     def native(self) -> std.socket | None:
@@ -164,6 +183,7 @@ class PolicySocket(socket):
         where = resolve(self._domain, self._kind, address)
         assert isinstance(where, tuple)
         choice = self._policy.choose(role, where[0], where[1], self._kind)
+        _LOG.info("%s of %s:%s: %s", role, where[0] or "*", where[1], choice)
         if choice != self._choice:
             self._become(choice)
 
@@ -215,12 +235,12 @@ class PolicySocket(socket):
         return self._real.connect_ex(address)
 
     def _choose_peer(self, address: Address) -> None:
-        if "recv" not in self.__dict__:
+        if not self.settled:
             self._decide(CLIENT, address)
             self._settle()
 
     def sendto(self, data: Any, *args: Any) -> int:
-        if args and "recv" not in self.__dict__ and self._bound is None:
+        if args and not self.settled and self._bound is None:
             self._decide(CLIENT, args[-1])
             self._bound = args[-1]  # a datagram socket has its family from its first one on
         return self._real.sendto(data, *args)
@@ -251,7 +271,7 @@ class PolicySocket(socket):
         return self._real.gettimeout()
 
     @property
-    def kernel(self) -> Any:
+    def kernel(self) -> Any:  # type: ignore[override]  # the real one's
         return self._real.kernel
 
     @property
@@ -266,7 +286,7 @@ class PolicySocket(socket):
 
     def setsockopt(self, *args: Any) -> None:
         self._real.setsockopt(*args)
-        if "recv" not in self.__dict__:
+        if not self.settled:
             self._replay.append(args)
 
     def fileno(self) -> int:
@@ -336,6 +356,20 @@ def _replace(fresh: int, fd: int, old: Any) -> None:
         old.detach()
     os.dup2(fresh, fd, inheritable=False)
     os.close(fresh)
+
+
+def moved(sock: Any) -> Any:
+    """The socket in a new object of its class; `sock` itself is closed, its socket is not."""
+    new: Any = object.__new__(type(sock))
+    new.__dict__.update(sock.__dict__)
+    if isinstance(sock, PolicySocket):
+        closed = HostSocket()
+        closed.close()
+        sock._real = closed  # type: ignore[assignment]
+        sock._settle()
+    else:
+        sock._closed, sock._file, sock._fd, sock._native = True, None, -1, None
+    return new
 
 
 _CALLS: Final = (

@@ -15,9 +15,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from steertag.patch.sockets import PolicySocket, moved
 from steertag.socket.base import HostSocket
 from steertag.socket.base import socket as ours
 
+_STREAM: Final = 1  # SOCK_STREAM
+_BEFORE: Final = "Closed before TLS handshake with data in recv buffer."
 _HEADER: Final = 5
 """Octets of a TLS record's header: type, version (2), length (2); RFC 8446 section 5.1."""
 _RECORD: Final = 16 * 1024
@@ -80,9 +83,8 @@ class _Engine:
                 try:
                     self._flush("The write operation timed out")
                     done, self._accepted = done + self._accepted, 0
-                    if done >= len(view) and (done or len(view) == 0):
-                        if done or not len(view):
-                            return done
+                    if done >= len(view):
+                        return done
                 except ssl.SSLWantWriteError:
                     if done:
                         return done
@@ -200,12 +202,12 @@ class _Carrier(HostSocket):
         return self._inner.type
 
     @property
-    def proto(self) -> int:  # type: ignore[override]
+    def proto(self) -> int:
         proto: int = self._inner.proto
         return proto
 
     @property
-    def timeout(self) -> float | None:  # type: ignore[override]
+    def timeout(self) -> float | None:
         timeout: float | None = self._inner.gettimeout()
         return timeout
 
@@ -248,12 +250,14 @@ for _name in (
     setattr(_Carrier, _name, _pass_on(_name))
 
 
-class TlsSocket(ssl.SSLSocket, _Carrier):  # type: ignore[misc]
+class TlsSocket(ssl.SSLSocket, _Carrier):
     """An SSLSocket over a socket of this process."""
 
     __module__ = "ssl"
     __qualname__ = "SSLSocket"
-    _server_hostname: str | None
+    _context: ssl.SSLContext
+    _session: Any
+    do_handshake_on_connect: bool
 
     def _real_connect(self, addr: Any, connect_ex: bool) -> Any:
         if self.server_side:
@@ -343,7 +347,7 @@ def wrap_socket(
 def _check(
     context: ssl.SSLContext, sock: Any, server_side: bool, hostname: str | None, session: Any
 ) -> None:
-    if sock.type != HostSocket_STREAM:
+    if sock.type != _STREAM:
         raise NotImplementedError("only stream sockets are supported")
     if server_side and hostname:
         raise ValueError("server_hostname can only be specified in client mode")
@@ -370,26 +374,14 @@ def _refuse_what_came_before(self: Any) -> None:
         raise error
 
 
-_BEFORE: Final = "Closed before TLS handshake with data in recv buffer."
-HostSocket_STREAM: Final = 1
-
-
 def _moved(sock: Any) -> Any:
     """The socket in a new object; the one that the caller has is closed, as after detach()."""
     if isinstance(sock, TlsSocket):
         inner = sock._inner
-        sock._inner = _moved(inner)
-        return sock._inner
-    new: Any = object.__new__(type(sock))
-    new.__dict__.update(sock.__dict__)
-    sock.__dict__.clear()
-    sock.__dict__.update(
-        {"_closed": True, "_io_refs": 0, "_file": None, "_fd": -1, "_timeout": None}
-    )
-    for name in ("kernel", "_domain", "_stack", "_kind"):
-        if name in new.__dict__:
-            sock.__dict__[name] = new.__dict__[name]
-    return new
+        new = _moved(inner)
+        sock._closed, sock._sslobj = True, None
+        return new
+    return moved(sock)
 
 
 def patched_wrap_socket(native: Callable[..., ssl.SSLSocket]) -> Callable[..., ssl.SSLSocket]:
@@ -405,6 +397,8 @@ def patched_wrap_socket(native: Callable[..., ssl.SSLSocket]) -> Callable[..., s
         session: Any = None,
     ) -> ssl.SSLSocket:
         made = native
+        if isinstance(sock, PolicySocket) and sock.settled:
+            sock = sock.real
         if isinstance(sock, TlsSocket) or (
             isinstance(sock, ours) and not isinstance(sock, HostSocket)
         ):
