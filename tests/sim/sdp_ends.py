@@ -85,6 +85,8 @@ class End:
             return len(data)
 
         count = self.engine.recv_into(write, room)
+        if not count:
+            self.engine.want()
         octets = b"".join(pieces)
         assert len(octets) == count <= room
         self.taken += octets

@@ -170,6 +170,8 @@ def _nothing_there(sk: SdpSock, engine: Engine, msg: MsgHdr, flags: int, room: i
             sk.link.flush()
         if transfer.done:
             return _collect_received(sk, msg, flags)
+    else:
+        engine.want()
     raise os_error(errno.EAGAIN)
 
 
@@ -242,9 +244,14 @@ def _not_sending(sk: SdpSock) -> int:
 
 
 def _to_be_lent(sk: SdpSock, part: memoryview) -> bool:
-    """Worth an advertisement, and of memory that the engine can't keep, as it may change."""
+    """Worth an advertisement, and of memory that the engine can't keep: it may change, or is more
+    than there is room for."""
     least = sk.zcopy_thresh
-    return 0 < least <= len(part) and not (part.readonly and type(part.obj) is bytes)
+    if not 0 < least <= len(part):
+        return False
+    if not part.readonly or type(part.obj) is not bytes:
+        return True
+    return sk.engine is not None and len(part) > sk.engine.tuning.snd_bytes
 
 
 def _collect_sent(sk: SdpSock, msg: MsgHdr) -> int:

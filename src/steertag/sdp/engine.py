@@ -447,15 +447,18 @@ class Engine:
         """
         sink = self._sink
         if not sink.unread:
-            sink.want()
-            if not sink.unread:
-                return 0
+            return 0
         count = sink.read(write, room, peek)
         if count and not peek and not self.ended:
             if not sink.read_more():
                 self._violation()
             self._channel.update()
         return count
+
+    def want(self) -> None:
+        """Somebody wants octets, and waits for them without a buffer of its own: advertised ones
+        are fetched. (Between two `recv_in_place` they wait for the second one's buffer.)"""
+        self._sink.want()
 
     def recv_in_place(self, part: memoryview) -> Transfer:
         """The caller waits with this buffer.
@@ -479,9 +482,8 @@ class Engine:
     @property
     def readable(self) -> bool:
         """Octets, the end of the stream, or an error are there to be read."""
+        self.want()
         sink = self._sink
-        if not sink.unread:
-            sink.want()
         return bool(sink.unread or self.eof or self.error or self.ended)
 
     @property

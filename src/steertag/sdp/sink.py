@@ -128,8 +128,9 @@ class Sink:
         self._place = memoryview(b"")
         self._hold = False
         """Nothing is read ahead until somebody asks, or waits: see `want`."""
-        self._filling = False
-        """A Read goes into `_place`."""
+        self._filling = 0
+        """Reads that go into `_place`, and the octets they were begun for."""
+        self._asked = 0
         self._sink: Region | None = None
         """`_place`'s registration while it is advertised."""
         self._acks_due = 0
@@ -270,12 +271,8 @@ class Sink:
                 if len(self._reads) >= _READS or not channel.can_rdma():
                     return True
                 left = advert.length - advert.asked
-                size = min(left, len(self._place))
-                if (
-                    self._waiter is not None
-                    and not (self._ready or self._reads)
-                    and (size == left or size >= IN_PLACE_MIN)
-                ):
+                size = min(left, len(self._place) - self._asked)
+                if self._may_fill(size, left):
                     begun = self._read_in_place(advert, size)
                 else:
                     if self._filling and not self._tuning.read_ahead:
@@ -289,14 +286,28 @@ class Sink:
                     return self._refuse() if not self._reads else True
         return True
 
+    def _may_fill(self, size: int, left: int) -> bool:
+        """Whether the next octets of the stream may go straight into the waiting buffer."""
+        waiter = self._waiter
+        return (
+            waiter is not None
+            and not waiter.cancelled
+            and not self._ready
+            and len(self._reads) == self._filling
+            and (size == left or size >= IN_PLACE_MIN)
+            and size > 0
+        )
+
     def _read_in_place(self, advert: _Advert, count: int) -> bool:
-        region = self._channel.register(self._place[:count], ACCESS_LOCAL_WRITE)
+        place = self._place[self._asked : self._asked + count]
+        region = self._channel.register(place, ACCESS_LOCAL_WRITE)
         if region is None:
             # Memory that can't be registered: octets come by way of our own.
             return self._read_ahead(advert, min(count, self._tuning.read_size))
         if not self._read(advert, count, region, None):
             return False
-        self._filling = True
+        self._filling += 1
+        self._asked += count
         return True
 
     def _read_ahead(self, advert: _Advert, count: int) -> bool:
@@ -352,9 +363,15 @@ class Sink:
         self.news = True
         if read.memory is None:
             self._counters.rx_inplace_bytes += count
-            # Whoever waits so will soon wait again: the next octets go straight to it, too.
-            self._hold = bool(self._adverts)
-            self._fill_done(count)
+            if self._waiter is None:
+                return
+            self._waiter.octets += count
+            self._filling -= 1
+            self.read_more()
+            if not self._filling:
+                # Whoever waits so will soon wait again: the next octets go straight to it, too.
+                self._hold = bool(self._adverts) and not self._reads
+                self._waiter_done()
             return
         if self.discard:
             self._held -= count + _TRUESIZE
@@ -437,7 +454,7 @@ class Sink:
     def _waiter_done(self) -> None:
         waiter, self._waiter = self._waiter, None
         self._place = memoryview(b"")
-        self._filling = False
+        self._filling = self._asked = 0
         self._release_sink()
         if waiter is not None:
             waiter.done = True
