@@ -7,11 +7,13 @@ after it; `--skip` names a file of tests that are not run. A test that takes mor
 the process: the stacks of all threads are written to standard error first.
 """
 
+# ruff: noqa: ANN401 - what unittest hands over has many types
 from __future__ import annotations
 
 import argparse
 import faulthandler
 import json
+import os
 import sys
 import unittest
 import warnings
@@ -126,8 +128,6 @@ def main() -> None:
         # Threads that a failed test left behind must not keep the process.
         faulthandler.cancel_dump_traceback_later()
         sys.stderr.flush()
-        import os
-
         os._exit(0)
 
 

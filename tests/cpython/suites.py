@@ -22,24 +22,29 @@ class Family:
 
     Attributes:
         environment: what a user would set to get them.
-        rules: the policy with which `steertag.patch` is called; None: nothing is patched.
+        use: what `steertag.patch` is called with, a family's name or rules; "" where nothing is
+            patched.
+        module: whether `steertag.socket` stands in for the module `socket` instead.
     """
 
     name: str
-    rules: str | None
+    use: str
+    module: bool = False
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+
+FALLBACK_RULES: Final = Path(__file__).resolve().parent / "fallback.conf"
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
-        Family(BASELINE, None),
-        Family("host", "host"),
+        Family(BASELINE, ""),
+        Family("host", "", module=True),
         Family("new_tcp", "new_tcp"),
         # Nothing but SDP, on both sides.
-        Family("sdp", "sdp", {"SDP_FALLBACK": "never"}),
-        # Clients meet servers that know no SDP: every connection falls back.
-        Family("sdp_fallback", "fallback", {"SDP_FALLBACK": "auto"}),
+        Family("sdp", "sdp", environment={"SDP_FALLBACK": "never"}),
+        # SDP's sockets, all of whose connections fall back to TCP.
+        Family("sdp_fallback", "sdp", environment={"SDP_CONFIG": str(FALLBACK_RULES)}),
     )
 }
 
