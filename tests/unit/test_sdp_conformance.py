@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket as std
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,6 +16,22 @@ LOOPBACK = ("127.0.0.1", 0)
 PLAIN = Rules.parse("use tcp * * *:*")
 
 
+_opened: list[Stack] = []
+
+
+def opened() -> Stack:
+    """A Stack that is closed after the test."""
+    _opened.append(Stack())
+    return _opened[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_stacks() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
 def endpoints(stack: Stack, address: tuple[str, int] = LOOPBACK) -> Endpoints:
     return Endpoints(
         make=lambda: socket.socket(AF_INET_SDP, std.SOCK_STREAM, stack=stack), address=address
@@ -23,39 +39,39 @@ def endpoints(stack: Stack, address: tuple[str, int] = LOOPBACK) -> Endpoints:
 
 
 def over_host() -> Endpoints:
-    stack = Stack()
+    stack = opened()
     register(stack)
     return endpoints(stack)
 
 
 def over_host_inet6() -> Endpoints:
-    stack = Stack()
+    stack = opened()
     register(stack)
     return endpoints(stack, ("::1", 0))
 
 
 def with_crc() -> Endpoints:
-    stack = Stack()
+    stack = opened()
     register(stack)
     stack.sysctl["net.sdp.crc"] = 1
     return endpoints(stack)
 
 
 def over_new_tcp() -> Endpoints:
-    stack = Stack()
+    stack = opened()
     inet.register(stack)
     register(stack, SdpConfig(carrier="new_tcp"))
     return endpoints(stack)
 
 
 def fallen_back() -> Endpoints:
-    stack = Stack()
+    stack = opened()
     register(stack, SdpConfig(rules=PLAIN))
     return endpoints(stack)
 
 
 def fallen_back_to_new_tcp() -> Endpoints:
-    stack = Stack()
+    stack = opened()
     inet.register(stack)
     register(stack, SdpConfig(carrier="new_tcp", rules=PLAIN))
     return endpoints(stack)
@@ -63,7 +79,7 @@ def fallen_back_to_new_tcp() -> Endpoints:
 
 def sdp_client_plain_server() -> Endpoints:
     """The client finds the server to be without SDP each time."""
-    stack = Stack()
+    stack = opened()
     register(stack)
     stack.sysctl["net.sdp.hello_timeout"] = 20
     return Endpoints(
@@ -75,7 +91,7 @@ def sdp_client_plain_server() -> Endpoints:
 
 def plain_client_sdp_server() -> Endpoints:
     """The server finds its clients to be without SDP each time."""
-    stack = Stack()
+    stack = opened()
     register(stack)
     stack.sysctl["net.sdp.listen_grace"] = 20
     return Endpoints(

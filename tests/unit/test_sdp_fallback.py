@@ -20,14 +20,15 @@ from steertag.observe import netstat, sockets
 from steertag.runtime.sdp import SdpConfig, SdpFabric, fabric_of, register
 from steertag.sdp.fallback import Reason
 from steertag.wire.mpa import StartFrame
-from tests.unit.test_sdp_conformance import LOOPBACK
+from tests.unit.test_sdp_conformance import LOOPBACK, close_stacks, opened
 
+__all__ = ["close_stacks"]
 PATIENCE = 30.0
 TEXT = bytes(range(256)) * 300
 
 
 def new_stack(**config: object) -> Stack:
-    stack = Stack()
+    stack = opened()
     register(stack, SdpConfig(**config))  # type: ignore[arg-type]
     return stack
 

@@ -48,6 +48,7 @@ class Sock:
             the protocol if it gives up.
         sk_shutdown: RCV_SHUTDOWN and SEND_SHUTDOWN.
         sk_state: a TcpState.
+        sk_kern_sock: somebody within the stack uses the socket, and closes it; no program's.
         sk_lingertime: SO_LINGER's, in seconds, when sk_flags has SOCK_LINGER.
         sk_data_ready, sk_write_space, sk_state_change, sk_error_report: what the protocol calls
             when data came, room came, the state changed, sk_err was set. They wake whoever
@@ -65,6 +66,7 @@ class Sock:
         "sk_family",
         "sk_flags",
         "sk_forward_alloc",
+        "sk_kern_sock",
         "sk_lingertime",
         "sk_max_ack_backlog",
         "sk_prot",
@@ -107,6 +109,7 @@ class Sock:
         self.sk_state = TcpState.TCP_CLOSE
         self.sk_flags = 0
         self.sk_reuse = False
+        self.sk_kern_sock = False
         self.sk_lingertime = 0.0
         self.sk_rcvlowat = 1
         self.sk_rcvtimeo: float | None = None

@@ -685,12 +685,16 @@ class NetDriver:
             for each in driven:  # the Stack closes its devices itself
                 each.close()
             self._front = self._back = self._kick = self._wake = None
+            self._background = Sleeper()  # the other one has the eventfd
 
     def close_sockets(self) -> None:
-        """Close every socket, as the kernel does for a process that ends."""
+        """Close every socket, as the kernel does for a process that ends.
+
+        Those that are used from within are closed by their users.
+        """
         for sk in tuple(self.stack.socks):
             sock = sk.sk_socket
-            if sock is not None:
+            if sock is not None and not sk.sk_kern_sock:
                 try:
                     sock_release(sock)
                 except Exception:  # noqa: BLE001 - whatever it is, the others are closed

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger("steertag.runtime")
 _TURN: Final = 64
 """Handlers pumped in one turn."""
+_IDLE: Final = 5.0
+"""Seconds without a handler after which it isn't driven any more."""
 
 
 class Reactor:
@@ -48,6 +50,7 @@ class Reactor:
         self._masks: dict[int, Callable[[], int]] = {}
         self._ready: dict[int, None] = {}
         self._raised = False
+        self._idle = Timer(stack.timers, self._leave)
         self._numbers = count(-2, -1)
 
     # -- handlers ------------------------------------------------------------------------------
@@ -71,6 +74,8 @@ class Reactor:
             timer = self._timers.pop(handler, None)
             if timer is not None:
                 timer.delete()
+            if not self._handlers and self._epoll is not None:
+                self._idle.mod(self.clock() + _IDLE)
 
     def wait_on(self, handler: Handler, events: int) -> None:
         """Pump the handler on `events` from now on; 0: on nothing, not even a hang-up."""
@@ -172,6 +177,7 @@ class Reactor:
         """In the child of a fork, or at the end: every handler is closed."""
         for handler in self.handlers():
             handler.close()
+        self._idle.delete()
         epoll, self._epoll = self._epoll, None
         if epoll is not None:
             epoll.close()
@@ -182,6 +188,14 @@ class Reactor:
         self._epoll = epoll = select.epoll()
         ensure_driver(self.stack).drive(self)
         return epoll
+
+    def _leave(self) -> None:
+        """Nobody has had a use for it for a while: the driver may have nothing to do."""
+        epoll = self._epoll
+        if not self._handlers and epoll is not None:
+            ensure_driver(self.stack).leave(self)
+            self._epoll = None
+            epoll.close()
 
     def _pump(self, handler: Handler) -> bool:
         """A bug met by one connection ends that one alone."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from steertag.family import net
 from steertag.family.msg import MsgHdr, RecvMsg
 from steertag.family.sock import POLLRDHUP, sk_wake
+from steertag.family.sockopt import sock_of
 
 if TYPE_CHECKING:
     from steertag.family.msg import Address
@@ -44,10 +45,12 @@ class HostTransport:
         native: the host's, which `sock` is.
     """
 
-    __slots__ = ("_mask", "_poller", "_reactor", "_sk", "family", "native", "sock")
+    __slots__ = ("_fd", "_mask", "_poller", "_reactor", "_sk", "family", "native", "sock")
 
     def __init__(self, reactor: Reactor, sock: Socket, native: std.socket) -> None:
         native.setblocking(False)
+        sock_of(sock).sk_kern_sock = True
+        self._fd = native.fileno()
         self.family = sock.family
         self.sock = sock
         self.native = native
@@ -158,7 +161,7 @@ class HostTransport:
     deadline = None
 
     def fileno(self) -> int:
-        return self.native.fileno()
+        return self._fd
 
     def pump(self) -> bool:
         sk, wanted = self._sk, self._mask
@@ -192,6 +195,7 @@ class KernelTransport:
     __slots__ = ("_reactor", "_sk", "family", "sock", "stream")
 
     def __init__(self, reactor: Reactor, sock: Socket) -> None:
+        sock_of(sock).sk_kern_sock = True
         self.family = sock.family
         self.sock = sock
         self.stream = KernelStream(reactor, sock)
