@@ -77,6 +77,7 @@ void set_nonblocking(int fd, bool on);
 
 /* Waiting. */
 short await(int fd, short events);       /* until one of them is there, or HUP or ERR; 0: never */
+short await_for(int fd, short events, int milliseconds);
 short at_once(int fd, short events);     /* what poll says now */
 short still(int fd, short events);       /* what poll says after a while in which nothing comes */
 bool await_octets(int fd, int count);    /* until FIONREAD says so */

@@ -168,7 +168,7 @@ CASE(reset_wakes_a_blocked_reader)
     ended(child);
 }
 
-CASE(reset_wakes_a_blocked_writer)
+CASE_WITH(reset_wakes_a_blocked_writer, CALM)
 {
     int client, server;
     connected(&client, &server);

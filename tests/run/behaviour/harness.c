@@ -243,7 +243,7 @@ static long now_ms(void)
     return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static short poll_for(int fd, short events, int milliseconds)
+short await_for(int fd, short events, int milliseconds)
 {
     long end = now_ms() + milliseconds;
     for (;;) {
@@ -259,12 +259,12 @@ static short poll_for(int fd, short events, int milliseconds)
 
 short await(int fd, short events)
 {
-    return poll_for(fd, events, PATIENCE_MS);
+    return await_for(fd, events, PATIENCE_MS);
 }
 
 short at_once(int fd, short events)
 {
-    return poll_for(fd, events, 0);
+    return await_for(fd, events, 0);
 }
 
 short still(int fd, short events)

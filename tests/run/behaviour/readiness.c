@@ -4,11 +4,9 @@
 static uint32_t events_of(int ep, int milliseconds)
 {
     struct epoll_event event = {0};
-    int found;
-    do
-        found = epoll_wait(ep, &event, 1, milliseconds);
-    while (found < 0 && errno == EINTR);
-    return found == 1 ? event.events : 0;
+    if (!await_for(ep, POLLIN, milliseconds)) /* an epoll descriptor can be polled itself */
+        return 0;
+    return epoll_wait(ep, &event, 1, 0) == 1 ? event.events : 0;
 }
 
 static int watched(int fd, uint32_t events)

@@ -125,7 +125,7 @@ CASE(blocked_writer_goes_on)
     say("writer", "%d", ended(child));
 }
 
-CASE(send_times_out_by_so_sndtimeo)
+CASE_WITH(send_times_out_by_so_sndtimeo, CALM)
 {
     int client, server;
     connected(&client, &server);
@@ -136,7 +136,7 @@ CASE(send_times_out_by_so_sndtimeo)
     say_result("write", write(client, "x", 1));
 }
 
-CASE(receive_times_out_by_so_rcvtimeo)
+CASE_WITH(receive_times_out_by_so_rcvtimeo, CALM)
 {
     int client, server;
     connected(&client, &server);
@@ -207,7 +207,7 @@ CASE(everything_is_delivered_in_the_end)
     say("outq", "%d", left);
 }
 
-CASE(waitall)
+CASE_WITH(waitall, CALM)
 {
     int client, server;
     connected(&client, &server);
@@ -301,8 +301,10 @@ CASE(address_of_a_connected_stream_is_ignored)
     say("name", "%u", (unsigned)name.length);
     struct iovec part = {"again", 5};
     struct msghdr message = {&address.storage, address.length, &part, 1, NULL, 0, 0};
-    say_result("sendmsg", sendmsg(client, &message, 0));
-    say_result("arrived", (long)read_all(server, room, 5));
+    ssize_t sent = sendmsg(client, &message, 0);
+    say_result("sendmsg", sent);
+    if (sent > 0)
+        say_result("arrived", (long)read_all(server, room, 5));
 }
 
 CASE(sendto_of_much)
