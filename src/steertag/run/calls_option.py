@@ -18,6 +18,8 @@ _LONGEST: Final = 1 << 16
 _TIMES: Final = (20, 21, 66, 67)
 SOL_SOCKET: Final = int(std.SOL_SOCKET)
 SO_ERROR: Final = int(std.SO_ERROR)
+_INET: Final = (std.AF_INET, std.AF_INET6)
+_PROTOCOLS: Final = {int(std.SOCK_STREAM): std.IPPROTO_TCP, int(std.SOCK_DGRAM): std.IPPROTO_UDP}
 
 
 def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
@@ -109,8 +111,8 @@ def _fact(sock: Emulated, name: int) -> int:
     if name == std.SO_DOMAIN:
         return sock.domain
     if name == std.SO_PROTOCOL:
-        tcp = sock.stream and sock.domain in (std.AF_INET, std.AF_INET6)
-        return sock.protocol or (std.IPPROTO_TCP if tcp else 0)
+        usual = _PROTOCOLS.get(sock.kind, 0) if sock.domain in _INET else 0
+        return sock.protocol or usual
     return int(sock.state is State.LISTENING)  # SO_ACCEPTCONN
 
 
@@ -119,7 +121,7 @@ def _of_host(sock: Emulated, level: int, name: int, size: int) -> bytes:
     value = sock.options.get((level, name))
     if value is not None:
         return value
-    if sock.domain not in (std.AF_INET, std.AF_INET6):
+    if sock.domain not in _INET:
         raise os_error(errno.ENOTCONN)
     with std.socket(sock.domain, sock.kind, sock.protocol) as native:
         return native.getsockopt(level, name, size)

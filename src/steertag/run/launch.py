@@ -145,9 +145,10 @@ class _Front:
             self._last_words()
         finally:
             os.close(signals)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._control, os.WNOHANG)
-        return self._status if self._status is not None else self._inherit()
+        if self._status is None:
+            return self._inherit()
+        os.waitpid(self._control, os.WNOHANG)
+        return self._status
 
     def _pass_on(self) -> bool:
         """What was written, to standard error; False: nobody is left who could write."""
@@ -199,6 +200,7 @@ class _Front:
             file=sys.stderr,
             flush=True,
         )
+        os.waitpid(self._control, 0)  # only then is it ours
         try:
             _, status = os.waitpid(self._program, 0)
         except ChildProcessError:
