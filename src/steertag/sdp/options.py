@@ -8,6 +8,7 @@ OWNER: Final = "steertag.sdp"
 
 AF_INET: Final = 2
 AF_INET6: Final = 10
+IPPROTO_IPV6: Final = 41
 SOCK_STREAM: Final = 1
 IPPROTO_IP: Final = 0
 IPPROTO_TCP: Final = 6

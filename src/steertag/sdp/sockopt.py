@@ -14,6 +14,8 @@ from steertag.family.const import TcpState
 from steertag.family.sockopt import as_asked, int_value, sock_setsockopt
 from steertag.sdp import calls
 from steertag.sdp.options import (
+    AF_INET6,
+    IPPROTO_IPV6,
     IPPROTO_TCP,
     SDP_FALLBACK,
     SDP_INFO,
@@ -62,7 +64,7 @@ def sdp_setsockopt(sk: Sock, level: int, name: int, value: Value) -> None:
 
 
 def _pass_on(sk: SdpSock, level: int, name: int, value: Value) -> None:
-    calls.transport_of(sk, 0).setsockopt(level, name, value)
+    calls.transport_of(sk, _family(level)).setsockopt(level, name, value)
     sk.replay = [one for one in sk.replay if one[:2] != (level, name)]
     sk.replay.append((level, name, value))
 
@@ -106,7 +108,12 @@ def sdp_getsockopt(sk: Sock, level: int, name: int, size: int) -> int | bytes:
         return as_asked(int(sdp.nodelay), size)
     if (level, name) == (SOL_SOCKET, SO_OOBINLINE):
         return as_asked(int(sdp.oob_inline), size)
-    return calls.transport_of(sdp, 0).getsockopt(level, name, size)
+    return calls.transport_of(sdp, _family(level)).getsockopt(level, name, size)
+
+
+def _family(level: int) -> int:
+    """The transport's that a level needs; 0 where it doesn't matter."""
+    return AF_INET6 if level == IPPROTO_IPV6 else 0
 
 
 def sdp_plain_setsockopt(sock: Socket, level: int, name: int, value: Value) -> None:
