@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio.exceptions
+import functools
 import logging
 import os
 import socket as std
@@ -22,7 +23,7 @@ from steertag.patch.sockets import PolicySocket
 from steertag.socket.base import HostSocket
 from steertag.socket.base import socket as ours
 from steertag.socket.default import default_stack
-from steertag.socket.file import File
+from steertag.socket.functions import close
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -88,7 +89,7 @@ class Patch:
         Facade.policy, Facade.stack = self.policy, self._stack
         self._set(std, "socket", Facade)
         self._set(std, "SocketType", Facade)
-        self._set(std, "close", _closing(std.close, self._stack))
+        self._set(std, "close", functools.partial(close, stack=self._stack))
         self._set(
             ssl.SSLContext, "wrap_socket", tls.patched_wrap_socket(ssl.SSLContext.wrap_socket)
         )
@@ -152,19 +153,6 @@ def is_in_process(sock: object) -> bool:
     if isinstance(sock, PolicySocket):
         return sock.native is None
     return isinstance(sock, ours) and not isinstance(sock, HostSocket)
-
-
-def _closing(close: Callable[[Any], None], stack: Stack) -> Callable[[Any], None]:
-    """socket.close for descriptors of ours too."""
-
-    def closing(fd: Any) -> None:
-        if isinstance(fd, int) and fd >= 0 and File.of_fd(stack, fd) is not None:
-            ours(fileno=fd, stack=stack).close()
-        else:
-            close(fd)
-
-    closing.__name__ = "close"
-    return closing
 
 
 def _no_sendfile(native: Callable[..., Any]) -> Callable[..., Any]:

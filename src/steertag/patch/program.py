@@ -23,13 +23,13 @@ from steertag.patch.install import Patch, patch
 _PROG: Final = "python -m steertag.patch"
 _USAGE: Final = 2
 _DESCRIPTION: Final = (
-    "Run a Python program as it is, with sockets of the family that a policy chooses in place of "
+    "Run a Python program as it is, with sockets of the family that a policy chooses instead of "
     "the host's AF_INET and AF_INET6 ones."
 )
 _EPILOG: Final = (
-    "Without --family and --rules, the environment's STEERTAG_FAMILY and SDP_CONFIG say it; without "
-    "these, it is SDP with a fallback to TCP. The exit status is the program's; 2: it could not "
-    "be started."
+    "Without --family and --rules, the environment's STEERTAG_FAMILY and SDP_CONFIG say it; "
+    "without these, it is SDP with a fallback to TCP. The exit status is the program's; 2: it "
+    "could not be started."
 )
 
 

@@ -198,12 +198,6 @@ if TYPE_CHECKING:
         SocketKind as SocketKind,
     )
     from socket import (
-        SocketType as SocketType,
-    )
-    from socket import (
-        close as close,
-    )
-    from socket import (
         dup as dup,
     )
     from socket import (
@@ -309,7 +303,7 @@ from steertag.sdp.options import (
 )
 from steertag.socket.base import socket
 from steertag.socket.default import default_stack
-from steertag.socket.functions import create_connection, create_server, fromfd, socketpair
+from steertag.socket.functions import close, create_connection, create_server, fromfd, socketpair
 from steertag.socket.passthrough import PassthroughSocket
 from steertag.socket.process import ProcessSocket
 
@@ -318,6 +312,10 @@ socket._for_process = ProcessSocket
 
 error = OSError
 timeout = TimeoutError
+SocketType = socket
+
+# Programs use names that are not in __all__ too: http.client's default for a timeout, for one.
+globals().update({name: getattr(_std, name) for name in dir(_std) if name not in globals()})
 
 __all__ = [
     *_std.__all__,
@@ -328,6 +326,8 @@ __all__ = [
     "SDP_TRANSPORT",
     "SDP_ZCOPY_THRESH",
     "SOL_SDP",
+    "SocketType",
+    "close",
     "create_connection",
     "create_server",
     "default_stack",

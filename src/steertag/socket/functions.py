@@ -11,8 +11,19 @@ from steertag.family.stack import Stack
 from steertag.inet.const import AF_INET_NEW_TCP
 from steertag.socket.base import socket
 from steertag.socket.default import default_stack
+from steertag.socket.file import File
 
-_GLOBAL_DEFAULT = object()
+_GLOBAL_DEFAULT: Any = vars(std)["_GLOBAL_DEFAULT_TIMEOUT"]  # whichever module a caller has it from
+_close = std.close
+
+
+def close(fd: int, *, stack: Stack | None = None) -> None:
+    """Close a descriptor; one that a socket of this process gave ends that holder of it."""
+    owner = stack if stack is not None else default_stack()
+    if isinstance(fd, int) and fd >= 0 and File.of_fd(owner, fd) is not None:
+        socket(fileno=fd, stack=owner).close()
+    else:
+        _close(fd)
 
 
 def fromfd(
