@@ -518,8 +518,11 @@ class ProcessSocket(socket):
         impatient = self._timeout is None and flags & MSG_DONTWAIT
         deadline = deadline_after(self._timeout)
         sent = 0
-        part = MsgHdr((view[:_TURN],), flags=flags)
-        part.msg_waits = waits = self._timeout != 0.0 and not impatient
+        waits = self._timeout != 0.0 and not impatient
+        # A family that is lent memory moves it without us.
+        turn = _TURN if not waits or sock.ops.cancel is None else max(len(view), 1)
+        part = MsgHdr((view[:turn],), flags=flags)
+        part.msg_waits = waits
         while True:
             seen = sock.news
             try:
@@ -543,7 +546,7 @@ class ProcessSocket(socket):
             else:
                 if sent >= len(view):
                     return
-                part = MsgHdr((view[sent : sent + _TURN],), flags=flags)
+                part = MsgHdr((view[sent : sent + turn],), flags=flags)
                 part.msg_waits = waits
 
     def sendto(self, data: ReadableBuffer, *args: Any) -> int:
