@@ -104,6 +104,7 @@ class QueuePair:
         who, table, counters = self.qp_num, self._table, self.counters
         self.tx = Transmitter(who, self.pd, table, self._send_cq.push, self._local_fault, counters)
         self.tx.depth_limit = self.cap.max_send_wr
+        self.tx.max_inline = self.cap.max_inline_data
         self.inbound = Inbound(who, self.pd, table, self._recv_cq.push, self.tx, counters, self.srq)
         self.rx = Receiver(self.pd, table, self.inbound, self.tx, counters)
         self.buffers: Callable[[], list[memoryview]] = self.rx.buffers

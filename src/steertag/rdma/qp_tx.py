@@ -89,6 +89,7 @@ _PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
 _NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
 _MSN_MASK: Final = 0xFFFFFFFF
 _TAGGED_LEN: Final = ddp.TAGGED_LEN
+_UNTAGGED_LEN: Final = ddp.UNTAGGED_LEN
 _PLAIN: Final = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED
 _SUCCESS: Final = WcStatus.SUCCESS
 _LAST_SAFE_TO: Final = (1 << 64) - SMALL
@@ -129,6 +130,8 @@ class Transmitter:
         self.max_ulpdu = MAX_ULPDU - 1
         self.depth_limit = 0
         """Requests that may be posted and not completed."""
+        self.max_inline = 0
+        """Octets of inline data at most."""
         self.sq: deque[Wqe] = deque()
         self.responses: deque[rdmap.ReadRequest | AtomicTurn] = deque()
         self.reads: deque[PendingRead] = deque()
@@ -183,7 +186,8 @@ class Transmitter:
         return None if self._message is None else self._message.wqe
 
     def write_now(self, wr: SendWR, more_flags: int, *, linked: bool) -> SendWR | None:
-        """Frame small RDMA Writes as they are posted: what message rate and latency depend on.
+        """Frame small RDMA Writes as they are posted, and a small Send of inline data: what message
+        rate and latency depend on.
 
         Takes `wr` and, if `linked`, those behind it, as long as they are plain: one element, and
         memory that they may read. Gives the first one that has to go the long way, None where all
@@ -201,6 +205,8 @@ class Transmitter:
             or emitted - self._sent > GATHER_OCTETS
         ):
             return wr
+        if wr.opcode == WR_SEND:
+            return wr if linked or room <= 0 else self._send_now(wr, more_flags)
         regions, pd, crc, small = self._table.regions, self._pd, self.crc, self._small
         left: SendWR | None = wr
         lkey, region = -1, None
@@ -247,8 +253,35 @@ class Transmitter:
         self._emitted = emitted
         return left if linked or left is wr else None
 
+    def _send_now(self, wr: SendWR, more_flags: int) -> SendWR | None:
+        """Frame a small Send of inline data as it is posted. Gives it back where it isn't one."""
+        data, flags = wr.inline_data, wr.send_flags | more_flags
+        if (
+            data is None
+            or (length := len(data)) > SMALL
+            or length > self.max_inline
+            or wr.sg
+            or flags & ~_PLAIN
+            or (flags & SEND_FENCE and self.reads)
+        ):
+            return wr
+        msn = self.send_msn
+        self.send_msn = (msn + 1) & _MSN_MASK
+        ulpdu = length + _UNTAGGED_LEN
+        op = _OP_SEND[1] if flags & SEND_SOLICITED else _OP_SEND[0]
+        framed = _UNTAGGED.pack(ulpdu, _CTL_UNTAGGED_LAST, op, 0, rdmap.QN_SEND, msn, 0) + data
+        pad = -(ulpdu + 2) & 3
+        if pad:
+            framed += _PADS[pad]
+        framed += CRC_FIELD.pack(crc32c(framed)) if self.crc else _NO_CRC[0]
+        self._small.append(framed)
+        self._small_octets += length
+        self._emitted = end = self._emitted + len(framed)
+        self._unfinished.append((end, wr.wr_id, WR_SEND, flags, length, None, _SUCCESS))
+        return None
+
     def _join_small(self) -> None:
-        """Make one part of the small Writes that were framed since the last call."""
+        """Make one part of the small messages that were framed since the last call."""
         small = self._small
         octets = small[0] if len(small) == 1 else b"".join(small)
         self._parts.append(octets)
