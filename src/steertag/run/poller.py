@@ -32,6 +32,7 @@ _EVENTS: Final = 256
 _ROUNDS: Final = 4
 """How often news that follow from news are looked at before descriptors have their turn."""
 _LOG: Final = logging.getLogger("steertag.run")
+_BUG: Final = "a bug in steertag; please report it"
 
 
 class Runnable(Protocol):
@@ -119,11 +120,17 @@ class Poller:
         lock = self.stack.lock
         with lock:
             calls = self._calls
-            for fd, mask in events:
-                if fd == lead_fd:
-                    driven = True
-                elif (call := calls.get(fd)) is not None:
-                    self._guard(call, mask)
+            rest = iter(events)
+            while True:
+                try:
+                    for fd, mask in rest:
+                        if fd == lead_fd:
+                            driven = True
+                        elif (call := calls.get(fd)) is not None:
+                            call(mask)
+                    break
+                except Exception:  # noqa: BLE001 - a bug met by one socket costs that one alone
+                    _LOG.exception(_BUG)
             if self._timers:
                 self._run_timers()
         if lead is not None and (driven or self.stack.timers.due(self.clock())):
@@ -135,14 +142,10 @@ class Poller:
                 ready, self._ready = self._ready, []
                 for what in ready:
                     what.marked = False
-                    self._guard(_run, what)
-
-    def _guard(self, call: Callable[..., None], argument: object) -> None:
-        """A bug met by one socket costs that one alone."""
-        try:
-            call(argument)
-        except Exception:  # noqa: BLE001 - whatever it is, the others go on
-            _LOG.exception("a bug in steertag; please report it")
+                    try:
+                        what.run()
+                    except Exception:  # noqa: BLE001 - as above
+                        _LOG.exception(_BUG)
 
     def _sooner(self, timeout: float | None, limit: float | None) -> float | None:
         if self._ready:
@@ -161,7 +164,3 @@ class Poller:
 
     def close(self) -> None:
         self._epoll.close()
-
-
-def _run(what: Runnable) -> None:
-    what.run()

@@ -58,6 +58,7 @@ MSG_OOB: Final = int(std.MSG_OOB)
 SHUT_WR: Final = int(std.SHUT_WR)
 _READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR | POLLRDHUP
 _WRITE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
+_USUAL: Final = IN | OUT
 _MORE_OUT: Final = 1 << 20
 """Beside the POLL* bits: our end has not been emptied yet."""
 SIOCATMARK: Final = 0x8905
@@ -225,6 +226,9 @@ class Relay:
     # -- news ----------------------------------------------------------------------------------
 
     def _our_news(self, events: int) -> None:
+        if events == _USUAL and self.incoming.left is None:
+            self.send_out()
+            return
         if events & (RDHUP | HUP):
             self._our_end = True
             if events & HUP:
@@ -238,6 +242,9 @@ class Relay:
 
     def _their_news(self, events: int) -> None:
         """Of a socket of the host's."""
+        if events == _USUAL and self.outgoing.left is None:
+            self.bring_in()
+            return
         if events & (RDHUP | HUP | ERR):
             self._their_end = True
         if events & PRI:
@@ -469,7 +476,11 @@ class Relay:
                     continue
                 return
             if count < way.size:
-                if self._native is None or self._their_end:
+                if self._native is None:
+                    if self.sock.ops.poll(self.sock) & _READ:
+                        continue
+                    return
+                if self._their_end:
                     continue
                 if self._oob_seen:
                     self._urgent_in()
