@@ -1,0 +1,1 @@
+"""Programs and libraries over sockets that `steertag.patch` chooses."""
