@@ -133,9 +133,7 @@ def _take(results: Path, run: Run) -> tuple[bool, str | None]:
     return ended, at
 
 
-def complaints(
-    family: str, run: Run, known: dict[str, Known], baseline: dict[str, str]
-) -> list[str]:
+def complaints(run: Run, known: dict[str, Known], baseline: dict[str, str]) -> list[str]:
     """What differs from what is known: one line each."""
     lines = []
     for test, why in sorted(run.failed.items()):
@@ -177,7 +175,7 @@ def main() -> None:
             f"{len(run.failed)} failed, {run.seconds:.1f} s",
             flush=True,
         )
-        lines = complaints(family.name, run, known, baseline) if family.name != BASELINE else []
+        lines = complaints(run, known, baseline) if family.name != BASELINE else []
         for line in lines:
             print(f"  {line}", flush=True)
         bad += len(lines)

@@ -328,6 +328,18 @@ def test_a_detached_descriptor_can_be_taken_up_again(family: int, stack: Stack) 
     stack.sock_unregister(family)
 
 
+def test_a_detached_descriptor_ends_with_the_object_that_closes_it(
+    stack: Stack, pair: Pair
+) -> None:
+    client, conn = pair
+    borrower = socket.socket(fileno=client.fileno(), stack=stack)
+    borrower.sendall(b"through the other object")
+    borrower.detach()
+    client.close()
+    assert read_exactly(conn, 24) == b"through the other object"
+    assert conn.recv(1) == b""
+
+
 def test_a_socket_lives_until_its_last_holder_closes(stack: Stack, pair: Pair) -> None:
     client, conn = pair
     with socket.fromfd(client.fileno(), AF_EXAMPLE, std.SOCK_STREAM, stack=stack) as twin:

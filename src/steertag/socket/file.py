@@ -59,9 +59,12 @@ class File:
         return fd
 
     def forget_fd(self, fd: int) -> None:
-        """It is about to be closed."""
+        """It is about to be closed: so is what holds the socket by this number alone."""
         if self._readiness is not None:
             self._readiness.forget_fd(fd)
+        if fd in self._detached:
+            self._detached.remove(fd)
+            self.put()
 
     def _adopt_fd(self, fd: int) -> None:
         if self._readiness is not None:
