@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from steertag.errors import StateError
 from steertag.family.sock import POLLRDHUP
 from steertag.rdma.cq import CompletionQueue
-from steertag.runtime.driver import StreamDriver
+from steertag.runtime.driver import MSG_DONTWAIT, StreamDriver
 from steertag.runtime.sdp_transport import KernelTransport
 from steertag.sdp.engine import Engine
 from steertag.sdp.proto import sdp_drained, sdp_event
@@ -155,6 +155,17 @@ class SdpLink(StreamDriver):
             self._send()
             self.settle()
         self._turn()
+
+    def take(self) -> None:
+        """Take in what the stream has, with one look at it."""
+        qp = self._qp
+        if qp is None or self.closed or self._turning:
+            return
+        if self._receives_only(qp):
+            self._behind_read(qp, self._receive(MSG_DONTWAIT, 1))
+            self._turn()
+        else:
+            self.pump()
 
     def look(self) -> bool:
         """Take in what the stream has, without waiting; whether to look again soon."""

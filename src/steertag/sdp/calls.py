@@ -88,6 +88,8 @@ def sdp_recvmsg(sk: Sock, msg: MsgHdr, flags: int) -> int:
     room = msg.length
     if not room:
         return 0
+    if not engine.unread and sdp.link is not None:
+        sdp.link.take()
     if sdp.spare or flags:
         count = _recv_specially(sdp, engine, msg, flags, room)
     elif type(msg) is RecvMsg:
@@ -183,6 +185,8 @@ def _collect_received(sk: SdpSock, msg: MsgHdr, flags: int) -> int:
         raise os_error(errno.EAGAIN)
     sk.receiving = None
     sdp_charge(sk)
+    if sk.sk_socket is not None and sk.sk_socket.wait_queue:
+        sk.sk_socket.wake(POLLIN)  # who else reads was kept waiting
     if transfer.octets:
         if sk.link is not None:
             sk.link.flush()
@@ -261,6 +265,8 @@ def _collect_sent(sk: SdpSock, msg: MsgHdr) -> int:
         raise os_error(errno.EAGAIN)
     sk.sending = None
     sdp_charge(sk)
+    if sk.sk_socket is not None and sk.sk_socket.wait_queue:
+        sk.sk_socket.wake(POLLOUT)  # who else sends was kept waiting
     if transfer.octets:
         return transfer.octets
     if transfer.error and not sk.sk_err:
@@ -289,11 +295,11 @@ def sdp_cancel(sock: Socket, msg: MsgHdr) -> int:
             if not msg.msg_waits:
                 # Nobody can be told of them: the next call gets them.
                 sk.spare += msg.read(0, transfer.octets)
-                if sock.wait_queue and transfer.octets:
-                    sock.wake(POLLIN)
+                sock.wake(POLLIN)
                 return 0
         else:
             sk.sending = None
+        sock.wake(POLLIN | POLLOUT)  # who else was kept waiting
         return transfer.octets
     return 0
 

@@ -65,6 +65,10 @@ class Link(Protocol):
         """The engine has something to send."""
         ...
 
+    def take(self) -> None:
+        """Take in what the stream has, with one look at it."""
+        ...
+
     def look(self) -> bool:
         """Take in what the stream has, without waiting; whether to look again soon."""
         ...
