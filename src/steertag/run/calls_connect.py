@@ -8,7 +8,9 @@ that waits in connect() sees nothing of that, so for it the filling is left out.
 from __future__ import annotations
 
 import errno
-from typing import Any
+import socket as std
+import struct
+from typing import Any, Final
 
 from steertag.errors import os_error
 from steertag.run.calls_listen import SNDTIMEO
@@ -18,7 +20,10 @@ from steertag.run.decide import decide
 from steertag.run.emulated import Emulated, State, Waiting
 from steertag.run.notify import Notification
 from steertag.run.sockaddr import AF_INET, AF_INET6, AF_UNSPEC, family_of, parse
-from steertag.run.supervisor import ARG0, PROCEED, Supervisor
+from steertag.run.supervisor import ARG0, PROCEED, Supervisor, trips_next
+
+_ABORT: Final = struct.pack("@ii", 1, 0)
+"""struct linger: on, and no time."""
 
 
 def connect(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
@@ -145,6 +150,7 @@ def _dissolve(sup: Supervisor, sock: Emulated) -> int:
         return 0
     if sock.state is State.CONNECTING and sock.own is not None:
         sup.let_go(sock)
+    sup.data.setsockopt(sock.ident, std.SOL_SOCKET, std.SO_LINGER, _ABORT, trips_next)
     sup.data.close(sock.ident)
     sup.ended(sock)
     sock.state, sock.local, sock.peer, sock.error = State.NEW, None, None, 0

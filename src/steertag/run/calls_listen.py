@@ -17,7 +17,7 @@ from steertag.run.decide import decide
 from steertag.run.emulated import Emulated, State, Waiting
 from steertag.run.notify import Notification
 from steertag.run.sockaddr import parse, unspecified
-from steertag.run.supervisor import ARG0, ID, PROCEED, TID, Supervisor
+from steertag.run.supervisor import ARG0, ID, PROCEED, TID, Supervisor, trips_next
 
 RCVTIMEO: Final = (20, 66)
 SNDTIMEO: Final = (21, 67)
@@ -56,8 +56,10 @@ def listen(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
         raise os_error(errno.EINVAL)
     if not decide(sup, sock, call, "server", sock.local or unspecified(sock.domain)):
         return PROCEED
-    if sock.own is None:
+    if sock.own is None:  # it was shut down, and listens again
         renew(sup, sock, call)
+        if sock.local is not None:
+            sup.data.bind(sock.ident, sock.local, trips_next)
 
     def finish(error: int, local: Any) -> int:  # noqa: ANN401 - the channel's
         if not error:

@@ -149,6 +149,9 @@ def _given_up(sup: Supervisor, sock: Emulated) -> bool:
 def _give_error(sup: Supervisor, sock: Emulated, call: Notification) -> int:
     size = sup.target.peek_int(call[TID], call[ARG0 + 4])
     result = _give(sup, call, size, _INT.pack(sock.error))
+    if sock.error and sock.own is None:
+        with sup.theirs(sock, call) as theirs:
+            theirs.getsockopt(SOL_SOCKET, SO_ERROR)  # the pair's own, for poll
     sock.error = 0
     return result
 

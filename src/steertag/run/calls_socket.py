@@ -187,6 +187,7 @@ def shutdown(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
         sock.pending.clear()
         sup.data.close(sock.ident)
         sup.gone(sock.ident, 0)
+        sock.state = State.NEW
         return 0
     if sock.state is State.CONNECTED:
         return PROCEED

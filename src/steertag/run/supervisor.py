@@ -351,13 +351,13 @@ class Supervisor:
         sock.opened = True
         self.data.open(sock.ident, family, sock.domain, sock.kind, sock.protocol)
         if use == "sdp" and self.plan.strict:
-            self.data.setsockopt(sock.ident, SOL_SDP, SDP_FALLBACK, b"never", _whatever)
+            self.data.setsockopt(sock.ident, SOL_SDP, SDP_FALLBACK, b"never", trips_next)
 
     def set_again(self, sock: Emulated) -> None:
         """Options that were set before there was this family's socket."""
         for (level, name), value in sock.options.items():
             if setting(level, name)[0] is How.FAMILY:
-                self.data.setsockopt(sock.ident, level, name, value, _whatever)
+                self.data.setsockopt(sock.ident, level, name, value, trips_next)
 
     # -- waiting ----------------------------------------------------------------------------------
 
@@ -580,5 +580,5 @@ def _put_octet(theirs: std.socket) -> None:
         return
 
 
-def _whatever(error: int, result: object) -> None:
-    """An option that was taken before is taken again, or is one that the next call trips over."""
+def trips_next(error: int, result: object) -> None:
+    """What was taken before is asked for again; if it fails, the next request does as well."""
