@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import resource
 import signal
 import socket as std
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from steertag.errors import StateError, os_error
@@ -536,6 +537,7 @@ def serve(channel: Channel, config: RunConfig) -> None:
         return
     channel.send((_READY, 0, ""))
     data.poller.run()
+    _leave((2,))
     data.finish()
     stack.close()
 
@@ -574,6 +576,9 @@ def _child(channel: Channel, config: RunConfig) -> None:
     try:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        _leave((0, 1))
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         serve(channel, config)
         status = 0
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it is
@@ -581,6 +586,14 @@ def _child(channel: Channel, config: RunConfig) -> None:
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _leave(fds: Iterable[int]) -> None:
+    """Hold none of the caller's files open: whoever reads them waits for their end."""
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in fds:
+        os.dup2(nothing, fd)
+    os.close(nothing)
 
 
 def _first_word(channel: Channel) -> tuple[int, str]:

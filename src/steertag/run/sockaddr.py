@@ -76,7 +76,10 @@ def emit(domain: int, address: Address) -> bytes:
     An IPv4 address becomes a mapped one for a socket of AF_INET6, as Linux has it.
     """
     if isinstance(address, tuple) and len(address) >= 2 and isinstance(address[0], str):
-        return _emit_inet(domain, address)
+        try:
+            return _emit_inet(domain, address)
+        except OSError:  # its hosts are no IP addresses
+            return _FAMILY.pack(domain) + _PORT.pack(_int(address[1])) + address[0].encode()
     if isinstance(address, str):
         address = address.encode("utf-8", "surrogateescape")
     octets = bytes(address) if isinstance(address, bytes | bytearray | memoryview) else b""
