@@ -15,6 +15,7 @@ stay untold is one credit, so that with `MIN_BUFS` buffers data still flows.
 from __future__ import annotations
 
 from collections import deque
+from mmap import mmap
 from typing import Final
 
 from steertag.rdma.constants import (
@@ -95,7 +96,8 @@ class Channel:
     def post_ring(self) -> None:
         """Make the receive buffers and post them all. Raises OSError ENOMEM."""
         size, count = self._size, self._count
-        memory = bytearray(size * count)
+        # Pages that no message comes into cost nothing.
+        memory = mmap(-1, size * count)
         self.region = region = self._rnic.register(self._pd, memory, ACCESS_LOCAL_WRITE)
         view = memoryview(memory)
         for index in range(count):

@@ -33,6 +33,8 @@ COPY_MAX: Final = 2048
 """Octets of a message that are copied out of its receive buffer, so that it is free at once."""
 _TRUESIZE: Final = 128
 """What a queued piece costs besides its octets."""
+_STAGES: Final = 2
+"""Pieces of memory to be read into that are kept for the next Read."""
 _READS: Final = 4
 """RDMA Reads under way at most."""
 _POS_MASK: Final = 0xFFFFFFFF
@@ -42,14 +44,17 @@ _HEADER: Final = sdp.BSDH_LEN
 
 class _Piece:
     """Octets that are here. `index` is the receive buffer they lie in, -1 for other memory;
-    `charge` what they count against rcv_bytes."""
+    `charge` what they count against rcv_bytes; `stage` the memory that they were read into."""
 
-    __slots__ = ("charge", "index", "view")
+    __slots__ = ("charge", "index", "stage", "view")
 
-    def __init__(self, view: memoryview | bytes, index: int, charge: int) -> None:
+    def __init__(
+        self, view: memoryview | bytes, index: int, charge: int, stage: Region | None = None
+    ) -> None:
         self.view = view
         self.index = index
         self.charge = charge
+        self.stage = stage
 
 
 class _Mark:
@@ -73,15 +78,15 @@ class _Advert:
 
 
 class _Read:
-    """An RDMA Read under way; `memory` is ours, None where it goes into the waiting buffer."""
+    """An RDMA Read under way, into memory of ours (`staged`) or into the waiting buffer."""
 
-    __slots__ = ("advert", "count", "memory", "number", "region")
+    __slots__ = ("advert", "count", "number", "region", "staged")
 
     def __init__(
-        self, number: int, advert: _Advert, count: int, region: Region, memory: bytearray | None
+        self, number: int, advert: _Advert, count: int, region: Region, staged: bool
     ) -> None:
         self.number, self.advert, self.count = number, advert, count
-        self.region, self.memory = region, memory
+        self.region, self.staged = region, staged
 
 
 class Sink:
@@ -119,6 +124,8 @@ class Sink:
         self._reads: deque[_Read] = deque()
         self._adverts: deque[_Advert] = deque()
         self._position = 0
+        self._stages: list[Region] = []
+        """Memory to be read into, of read_size octets each, for which there is no use just now."""
         self._refused = False
         """A SendSm has gone, and no octets have come since: later SrcAvail are refused by it."""
         self._no_reads = tuning.buffered
@@ -304,31 +311,51 @@ class Sink:
         if region is None:
             # Memory that can't be registered: octets come by way of our own.
             return self._read_ahead(advert, min(count, self._tuning.read_size))
-        if not self._read(advert, count, region, None):
+        if not self._read(advert, count, region, staged=False):
+            self._channel.deregister(region)
             return False
         self._filling += 1
         self._asked += count
         return True
 
     def _read_ahead(self, advert: _Advert, count: int) -> bool:
-        memory = bytearray(count)
-        region = self._channel.register(memoryview(memory), ACCESS_LOCAL_WRITE)
-        if region is None or not self._read(advert, count, region, memory):
+        region = self._stage(count)
+        if region is None:
+            return False
+        if not self._read(advert, count, region, staged=True):
+            self._unstage(region)
             return False
         self._held += count + _TRUESIZE
         return True
 
-    def _read(self, advert: _Advert, count: int, region: Region, memory: bytearray | None) -> bool:
+    def _stage(self, count: int) -> Region | None:
+        """Registered memory of our own: kept for a while, as to make it costs more than to copy
+        out of it does."""
+        size = self._tuning.read_size
+        if self._stages and count > size >> 2 and len(self._stages[-1].view) >= count:
+            return self._stages.pop()
+        memory = bytearray(size if count > size >> 2 else count)
+        return self._channel.register(memoryview(memory), ACCESS_LOCAL_WRITE)
+
+    def _unstage(self, region: Region) -> None:
+        """What was read into it is taken out."""
+        if not region.valid:
+            return
+        if len(self._stages) < _STAGES and len(region.view) == self._tuning.read_size:
+            self._stages.append(region)
+        else:
+            self._channel.deregister(region)
+
+    def _read(self, advert: _Advert, count: int, region: Region, *, staged: bool) -> bool:
         sge = SGE(region.base, count, region.stag)
         try:
             number = self._channel.post_rdma(True, sge, advert.rkey, advert.addr + advert.asked)
         except OSError:
             # The peer takes no Read Requests.
-            self._channel.deregister(region)
             self._no_reads = True
             return False
         advert.asked += count
-        self._reads.append(_Read(number, advert, count, region, memory))
+        self._reads.append(_Read(number, advert, count, region, staged))
         return True
 
     def completed(self) -> bool:
@@ -336,7 +363,8 @@ class Sink:
         reads, done = self._reads, self._channel.wr_done
         while reads and reads[0].number <= done:
             read = reads.popleft()
-            self._channel.deregister(read.region)
+            if not read.staged:
+                self._channel.deregister(read.region)
             self._read_done(read)
             if not self._tell_read(read.count):
                 return False
@@ -361,7 +389,7 @@ class Sink:
             self._adverts.popleft()
         self._counters.rx_read_bytes += count
         self.news = True
-        if read.memory is None:
+        if not read.staged:
             self._counters.rx_inplace_bytes += count
             if self._waiter is None:
                 return
@@ -375,9 +403,11 @@ class Sink:
             return
         if self.discard:
             self._held -= count + _TRUESIZE
+            self._unstage(read.region)
             return
         self.unread += count
-        self._ready.append(_Piece(memoryview(read.memory), -1, count + _TRUESIZE))
+        view = read.region.view[:count]
+        self._ready.append(_Piece(view, -1, count + _TRUESIZE, read.region))
         self._serve_waiter()
 
     def _tell_read(self, count: int) -> bool:
@@ -584,12 +614,18 @@ class Sink:
                 break
             ready.popleft()
             self._head = 0
-            if piece.index >= 0:
-                self._channel.repost(piece.index)
-            else:
-                self._held -= piece.charge
+            self._release(piece)
         self.unread -= placed
         return placed
+
+    def _release(self, piece: _Piece) -> None:
+        """Its octets are taken, or not wanted."""
+        if piece.index >= 0:
+            self._channel.repost(piece.index)
+            return
+        self._held -= piece.charge
+        if piece.stage is not None:
+            self._unstage(piece.stage)
 
     def _peek(self, write: Writer, room: int) -> int:
         placed, head = 0, self._head
@@ -616,10 +652,7 @@ class Sink:
         self.discard = True
         for piece in self._ready:
             if isinstance(piece, _Piece):
-                if piece.index >= 0:
-                    self._channel.repost(piece.index)
-                else:
-                    self._held -= piece.charge
+                self._release(piece)
         self._ready.clear()
         self._head = self.unread = 0
         self._mark = None
@@ -658,6 +691,12 @@ class Sink:
         """The queue pair has ended: what is here can still be read."""
         for read in self._reads:
             self._channel.deregister(read.region)
+        for piece in self._ready:
+            if isinstance(piece, _Piece) and piece.stage is not None:
+                self._channel.deregister(piece.stage)
+        for stage in self._stages:
+            self._channel.deregister(stage)
+        self._stages.clear()
         self._reads.clear()
         self._adverts.clear()
         waiter = self._waiter
