@@ -30,6 +30,7 @@ def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | Non
     if size > _LONGEST:
         raise os_error(errno.EINVAL)
     value = sup.target.peek(call[TID], call[ARG0 + 3], size)
+    _refuse_ipv6(sock, level)
     if how is How.NATIVE:
         if level == SOL_SOCKET and name in _TIMES:
             sock.options[level, name] = value  # for accept and connect
@@ -57,6 +58,12 @@ def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | Non
     )
 
 
+def _refuse_ipv6(sock: Emulated, level: int) -> None:
+    """A socket of AF_INET has no option of IPv6, whatever family serves it."""
+    if level == std.IPPROTO_IPV6 and sock.domain == std.AF_INET:
+        raise os_error(errno.ENOPROTOOPT)
+
+
 def _set_later(sock: Emulated, level: int, name: int, value: bytes) -> int:
     """Rules have not chosen a family yet: judged by the host's, and set once there is one."""
     with std.socket(sock.domain, sock.kind, sock.protocol) as native:
@@ -72,6 +79,7 @@ def _taken_before(error: int, result: object) -> None:
 def getsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
     level, name = (call[ARG0 + index] & 0xFFFF_FFFF for index in (1, 2))
     how, error = getting(level, name)
+    _refuse_ipv6(sock, level)
     if how is How.NATIVE:
         return PROCEED
     if how is How.REFUSE:
