@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ftplib
+import gc
 import http.client
 import http.server
 import os
@@ -154,7 +155,11 @@ class Letters:
         return "250 kept"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:aiosmtpd")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:aiosmtpd",
+    # Its controller stops the loop without waiting for the connections to end.
+    "ignore::ResourceWarning",
+)
 def test_smtplib_and_aiosmtpd(
     patched: str, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
@@ -173,6 +178,7 @@ def test_smtplib_and_aiosmtpd(
             client.sendmail("a@example.org", ["b@example.org"], b"Subject: x\r\n\r\nhello\r\n")
     finally:
         controller.stop()
+        gc.collect()
     assert letters.got == [("a@example.org", b"Subject: x\r\n\r\nhello\r\n")]
 
 
@@ -238,17 +244,31 @@ def test_ftplib(patched: str) -> None:
 # -- asyncio ------------------------------------------------------------------------------------
 
 
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """To its end: a loop that stops before leaves the transport open."""
+    writer.close()
+    await writer.wait_closed()
+
+
 async def _shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while line := await reader.readline():
         writer.write(line.upper())
         await writer.drain()
-    writer.close()
+    await _close(writer)
 
 
 async def _talk(
     context: ssl.SSLContext | None = None, client: ssl.SSLContext | None = None
 ) -> bytes:
-    server = await asyncio.start_server(_shout, "localhost", 0, ssl=context)
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await _shout(reader, writer)
+        finally:
+            ended.set()
+
+    server = await asyncio.start_server(serve, "localhost", 0, ssl=context)
     async with server:
         port = server.sockets[0].getsockname()[1]
         host = server.sockets[0].getsockname()[0]
@@ -261,7 +281,8 @@ async def _talk(
         writer.write(b"hello\n" * 1000)
         writer.write_eof() if context is None else writer.write(b"end\n")
         got = await (reader.read() if context is None else reader.readuntil(b"END\n"))
-        writer.close()
+        await _close(writer)
+        await ended.wait()
         return got
 
 
@@ -313,16 +334,19 @@ def test_asyncio_s_sendfile_of_a_transport(patched: str, tmp_path: Path) -> None
     async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with path.open("rb") as file:
             await asyncio.get_running_loop().sendfile(writer.transport, file)
-        writer.close()
+        await _close(writer)
+        ended.set()
+
+    ended = asyncio.Event()
 
     async def main() -> bytes:
         async with await asyncio.start_server(send, "127.0.0.1", 0) as server:
             name = server.sockets[0].getsockname()
             reader, writer = await asyncio.open_connection(*name)
-            try:
-                return await reader.read()
-            finally:
-                writer.close()
+            got = await reader.read()
+            await _close(writer)
+            await ended.wait()
+            return got
 
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == CONTENT
 
@@ -334,7 +358,8 @@ def test_threads_that_serve_each_a_connection(patched: str) -> None:
         def ask(number: int) -> None:
             with socket.create_connection(address, PATIENCE) as conn:
                 conn.sendall(b"number %d\n" % number)
-                answers.append(conn.makefile("rb").readline())
+                with conn.makefile("rb") as file:
+                    answers.append(file.readline())
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(10)]
         for thread in threads:
