@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket as std
 import sys
 import threading
@@ -32,6 +33,17 @@ class _Kind(type):
             return True
         return cls is Facade and issubclass(subclass, HostSocket | ours)
 
+    def __getattr__(cls, name: str) -> Any:
+        """What a socket has, asked of the class: programs look there which calls there are."""
+        found = getattr(HostSocket, name)
+        if not callable(found):
+            return found
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self, name)(*args, **kwargs)
+
+        return functools.wraps(found)(call)
+
 
 class Facade(ours, metaclass=_Kind):
     """`socket.socket` of a patched program: it makes what the policy says.
@@ -48,7 +60,6 @@ class Facade(ours, metaclass=_Kind):
     _for_process = PatchedSocket
     # For those who call them on the class.
     makefile = HostSocket.makefile  # type: ignore[assignment]  # the same, with overloads
-    _sendfile_use_send = HostSocket._sendfile_use_send  # type: ignore[attr-defined]
 
     def __new__(
         cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None

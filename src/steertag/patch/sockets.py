@@ -6,21 +6,24 @@ import errno
 import logging
 import os
 import socket as std
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from steertag.errors import os_error
-from steertag.family.msg import Address
+from steertag.family.msg import Address, Ancillary
 from steertag.family.rules import CLIENT, SERVER
 from steertag.family.stack import Stack
 from steertag.patch.policy import HOST, Choice, Policy
 from steertag.sdp.options import AF_INET_SDP, SDP_FALLBACK, SOL_SDP
+from steertag.socket.arguments import octets_of
 from steertag.socket.base import HostSocket, socket
 from steertag.socket.file import File
 from steertag.socket.process import ProcessSocket
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from _typeshed import ReadableBuffer
 
 _LOG: Final = logging.getLogger("steertag.patch")
 INTERNET: Final = (int(std.AF_INET), int(std.AF_INET6))
@@ -37,22 +40,27 @@ class PatchedSocket(ProcessSocket):
     __module__ = "socket"
     __qualname__ = "socket"
     _domain: int = int(std.AF_INET)
+    _asked: int | None = None  # the protocol that it was made with
 
     @property
     def family(self) -> int:
         return std.AddressFamily(self._domain)
+
+    @property
+    def proto(self) -> int:
+        return super().proto if self._asked is None else self._asked
 
     def accept(self) -> tuple[socket, Any]:
         conn, peer = super().accept()
         if isinstance(conn, ProcessSocket):
             conn.__class__ = PatchedSocket
             assert isinstance(conn, PatchedSocket)
-            conn._domain = self._domain
+            conn._domain, conn._asked = self._domain, self._asked
         return conn, self._form(peer)
 
     def dup(self) -> Self:
         copy = super().dup()
-        copy._domain = self._domain
+        copy._domain, copy._asked = self._domain, self._asked
         return copy
 
     def bind(self, address: Address) -> None:
@@ -61,8 +69,20 @@ class PatchedSocket(ProcessSocket):
     def connect(self, address: Address) -> None:
         super().connect(resolve(self._domain, self.kernel.type, address))
 
+    def sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Iterable[Ancillary] = (),
+        flags: int = 0,
+        address: Address = None,
+    ) -> int:
+        if address is not None:
+            address = resolve(self._domain, self.kernel.type, address)
+        return super().sendmsg(buffers, ancdata, flags, address)
+
     def sendto(self, data: Any, *args: Any) -> int:
-        if args:
+        data = octets_of(data)
+        if 0 < len(args) < 3:
             args = (*args[:-1], resolve(self._domain, self.kernel.type, args[-1]))
         return super().sendto(data, *args)
 
@@ -88,9 +108,12 @@ def resolve(domain: int, kind: int, address: Address) -> Address:
     """An address whose host is a number; names are looked up, and "" is the wildcard.
 
     Raises:
-        gaierror: as the standard library's bind and connect.
+        TypeError, gaierror: as the standard library's bind and connect.
     """
-    if not isinstance(address, tuple) or not address or not isinstance(address[0], str):
+    if not isinstance(address, tuple):
+        name = std.AddressFamily(domain).name
+        raise TypeError(f"{name} address must be tuple, not {type(address).__name__}")
+    if not address or not isinstance(address[0], str):
         return address
     host = address[0]
     if not host:
@@ -118,7 +141,7 @@ def made_by(
         raise
     made = cls._wrap(sock)
     assert isinstance(made, PatchedSocket)
-    made._domain = domain
+    made._domain, made._asked = domain, proto
     if choice.fallback is not None and choice.number == AF_INET_SDP:
         made.setsockopt(SOL_SDP, SDP_FALLBACK, choice.fallback.encode())
     return made

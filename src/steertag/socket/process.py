@@ -7,11 +7,13 @@ which never waits, and wait for it on the socket's descriptor.
 from __future__ import annotations
 
 import errno
+import io
+import operator
 import os
 import socket as std
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
@@ -24,6 +26,7 @@ from steertag.family.socket import Socket
 from steertag.family.sockopt import sock_of
 from steertag.runtime.netdev import READ, WRITE, ensure_driver
 from steertag.runtime.wait import deadline_after
+from steertag.socket.arguments import c_int, checked_control, octets_of, rest_of
 from steertag.socket.base import socket
 from steertag.socket.file import File
 
@@ -330,7 +333,7 @@ class ProcessSocket(socket):
         net.kernel_bind(sock, address)
 
     def listen(self, backlog: int = 128) -> None:
-        net.kernel_listen(self._live().sock, backlog)
+        net.kernel_listen(self._live().sock, c_int(backlog))
 
     def accept(self) -> tuple[socket, Any]:
         """The next connection and its peer's address."""
@@ -368,7 +371,7 @@ class ProcessSocket(socket):
         return 0
 
     def shutdown(self, how: int) -> None:
-        net.kernel_sock_shutdown(self._live().sock, how)
+        net.kernel_sock_shutdown(self._live().sock, c_int(how))
 
     def getsockname(self) -> Any:
         return net.kernel_getname(self._live().sock, False)
@@ -413,7 +416,7 @@ class ProcessSocket(socket):
             return count
         room = msg.length
         while 0 < count < room:
-            rest = MsgHdr(_rest(msg.msg_iov, count))
+            rest = MsgHdr(rest_of(msg.msg_iov, count))
             rest.msg_waits = msg.msg_waits
             try:
                 more = self._retry(lambda m=rest: net.sock_recvmsg(sock, m, 0), READ, flags, rest)  # type: ignore[misc]
@@ -495,7 +498,7 @@ class ProcessSocket(socket):
         sent = self._retry(lambda: net.sock_sendmsg(sock, msg), WRITE, flags, msg)
         total = msg.length
         while sent < total and patient and sock.type == SOCK_STREAM:
-            rest = MsgHdr(_rest(msg.msg_iov, sent), flags=msg.msg_flags)
+            rest = MsgHdr(rest_of(msg.msg_iov, sent), flags=msg.msg_flags)
             rest.msg_waits = True
             try:
                 sent += self._retry(lambda m=rest: net.sock_sendmsg(sock, m), WRITE, 0, rest)  # type: ignore[misc]
@@ -554,7 +557,8 @@ class ProcessSocket(socket):
         if not 1 <= len(args) <= 2:
             raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args) + 1} given)")
         flags, address = args if len(args) == 2 else (0, args[0])
-        return self._send(MsgHdr((memoryview(data).cast("B"),), name=address, flags=flags))
+        view, flags = octets_of(data), operator.index(flags)
+        return self._send(MsgHdr((view,), name=address, flags=flags))
 
     def sendmsg(
         self,
@@ -566,7 +570,8 @@ class ProcessSocket(socket):
         if (native := self._native) is not None and address is None:
             return native.sendmsg(buffers, ancdata, flags)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
-        return self._send(MsgHdr(views, name=address, control=tuple(ancdata), flags=flags))
+        control = tuple(checked_control(item) for item in ancdata)
+        return self._send(MsgHdr(views, name=address, control=control, flags=flags))
 
     def sendmsg_afalg(self, *args: object, **kwargs: object) -> int:
         """For the host's AF_ALG alone. Raises EOPNOTSUPP."""
@@ -598,12 +603,7 @@ class ProcessSocket(socket):
         """Send a file from `offset` to its end, or `count` octets; its position moves along."""
         if (native := self._native) is not None:
             return native.sendfile(file, offset, count)
-        if "b" not in getattr(file, "mode", "b"):
-            raise ValueError("file should be opened in binary mode")
-        if self.type != SOCK_STREAM:
-            raise ValueError("only SOCK_STREAM type sockets are supported")
-        if count is not None and count <= 0:
-            raise ValueError(f"count must be a positive integer (got {count!r})")
+        self._check_sendfile_params(file, offset, count)
         if self.gettimeout() == 0.0:
             raise ValueError("non-blocking sockets are not supported")
         if offset:
@@ -621,14 +621,17 @@ class ProcessSocket(socket):
             if total and hasattr(file, "seek"):
                 file.seek(offset + total)
 
+    # The standard library's two ways by their names, which some call: here they are one.
+    _check_sendfile_params = cast(Any, std.socket)._check_sendfile_params
 
-def _rest(iov: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What is left of the parts after `done` octets."""
-    rest = []
-    for part in iov:
-        if done >= len(part):
-            done -= len(part)
-            continue
-        rest.append(part[done:])
-        done = 0
-    return rest
+    def _sendfile_use_send(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
+        return self.sendfile(file, offset, count)
+
+    def _sendfile_use_sendfile(
+        self, file: BinaryIO, offset: int = 0, count: int | None = None
+    ) -> int:
+        try:
+            os.fstat(file.fileno())
+        except (AttributeError, io.UnsupportedOperation, OSError) as exc:
+            raise cast(Any, std)._GiveupOnSendfile(exc) from exc
+        return self.sendfile(file, offset, count)
