@@ -30,9 +30,9 @@ _NETWORK: Final = " && ".join(
 )
 _SERVER: Final = re.compile(
     r"^(stag (serve|rping -s|rdma-server|ucmatose(?!.* -s))\b(?!.*--help)"
-    r"|env .* python examples/http)"
+    r"|env .* python examples/http|python -m steertag\.patch .*-m http\.server\b)"
 )
-_LISTENS: Final = re.compile(r"stag://|listening on ")
+_LISTENS: Final = re.compile(r"stag://|listening on |Serving HTTP on ")
 
 
 class Session:
@@ -54,6 +54,7 @@ class Session:
         }
         own = str(directory)
         self._environment = {**inherited, "PATH": path, "HOME": own, "XDG_RUNTIME_DIR": own}
+        self._environment["PYTHONUNBUFFERED"] = "1"  # a server says at once where it listens
 
     def _enter_network(self) -> None:
         """Make a network namespace that lives as long as the process that holds it."""

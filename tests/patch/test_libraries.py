@@ -18,6 +18,8 @@ import xmlrpc.client
 import xmlrpc.server
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,29 @@ def test_ftplib(patched: str) -> None:
             client.storbinary("STOR it", file)
         client.retrbinary("RETR it", got.append)
     assert b"".join(got) == Path(__file__).read_bytes()
+
+
+def test_multiprocessing_s_connections(patched: str) -> None:
+    def serve() -> None:
+        with listener.accept() as conn:
+            conn.send([*conn.recv(), patched])
+            conn.send_bytes(CONTENT)
+
+    with Listener(("127.0.0.1", 0), authkey=b"key") as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Client(listener.address, authkey=b"key") as conn:
+            conn.send(["sent"])
+            assert conn.poll(PATIENCE)
+            assert conn.recv() == ["sent", patched]
+            assert conn.recv_bytes() == CONTENT
+            with pytest.raises(EOFError):
+                conn.recv()
+        thread.join(PATIENCE)
+    one, other = Pipe()
+    with one, other:
+        one.send("the host's")
+        assert other.recv() == "the host's"
 
 
 # -- asyncio ------------------------------------------------------------------------------------

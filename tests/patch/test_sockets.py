@@ -113,6 +113,14 @@ def test_addresses_have_the_form_of_the_programs_family(
             assert len(peer) == len(name) == (2 if domain == socket.AF_INET else 4)
 
 
+def test_an_option_of_the_other_version_is_refused(patched: str) -> None:
+    with socket.socket(socket.AF_INET) as sock, pytest.raises(OSError, match="not available"):
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
 def test_hosts_may_be_named(patched: str) -> None:
     def shout(conn: socket.socket) -> None:
         with conn:

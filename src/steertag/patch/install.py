@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio.exceptions
 import functools
 import logging
+import multiprocessing.connection
 import os
 import socket as std
 import ssl
@@ -16,7 +17,7 @@ from steertag.errors import StateError
 from steertag.family.net import sock_release
 from steertag.family.rules import Rules
 from steertag.family.stack import Stack
-from steertag.patch import tls
+from steertag.patch import mp, tls
 from steertag.patch.facade import Facade
 from steertag.patch.policy import Policy
 from steertag.patch.sockets import PolicySocket
@@ -94,6 +95,9 @@ class Patch:
             ssl.SSLContext, "wrap_socket", tls.patched_wrap_socket(ssl.SSLContext.wrap_socket)
         )
         self._install_asyncio()
+        connection = multiprocessing.connection.Connection
+        for name, method in mp.replacements(self._stack, connection).items():
+            self._set(connection, name, method)
 
     def _install_asyncio(self) -> None:
         # Imported by now, by ssl's users at the latest; a host without it has another loop.

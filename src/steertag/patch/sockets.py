@@ -86,6 +86,19 @@ class PatchedSocket(ProcessSocket):
             args = (*args[:-1], resolve(self._domain, self.kernel.type, args[-1]))
         return super().sendto(data, *args)
 
+    def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
+        self._refuse_other_version(level)
+        super().setsockopt(level, optname, value, optlen)
+
+    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> Any:
+        self._refuse_other_version(level)
+        return super().getsockopt(level, optname, buflen)
+
+    def _refuse_other_version(self, level: int) -> None:
+        """A family of both versions may take an option that the program's has not."""
+        if level == std.IPPROTO_IPV6 and self._domain == std.AF_INET:
+            raise os_error(errno.ENOPROTOOPT)
+
     def getsockname(self) -> Any:
         return self._form(super().getsockname())
 
