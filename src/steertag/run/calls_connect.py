@@ -63,7 +63,6 @@ def _start(sup: Supervisor, sock: Emulated, call: Notification, raw: bytes) -> i
             sock.fill(theirs)
     sock.state = State.CONNECTING
     sock.error = 0
-    sup.catch_up()
     _request(sup, sock, address)
     if nonblocking:
         return -errno.EINPROGRESS

@@ -37,7 +37,6 @@ def bind(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
     if sock.own is None and sock.connectable:
         renew(sup, sock, call)
     address = sup.plan.mapped(sock.domain, raw)
-    sup.catch_up()
 
     def finish(error: int, local: Any) -> int:  # noqa: ANN401 - the channel's
         if not error:

@@ -7,6 +7,7 @@ stream an address is ignored, as TCP does; the pair would refuse it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import signal
@@ -52,12 +53,57 @@ def sendmsg(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
 
 
 def sendmmsg(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
-    """The first of them, which is a result that the call may have; the kernel's if none is ours."""
+    """All of them, one after the other, up to one that fails; the kernel's if none has an address.
+
+    On a stream, the first, which is a result that the call may have.
+    """
     headers, count = call[ARG0 + 1], min(call[ARG0 + 2] & 0xFFFF_FFFF, _MOST_MESSAGES)
-    if not _any_name(sup, call, headers, count):
+    if not count or not _any_name(sup, call, headers, count):
         return PROCEED
     flags = call[ARG0 + 3] & 0xFFFF_FFFF
-    return _sendmsg(sup, sock, call, headers, flags, headers + _MSGHDR.size)
+    if sock.stream:
+        return _sendmsg(sup, sock, call, headers, flags, headers + _MSGHDR.size)
+    messages = []
+    for header in range(headers, headers + count * _MMSGHDR, _MMSGHDR):
+        name, namelen, parts = _header(sup, call, header)
+        raw = sup.address(call, name, namelen) if name else sock.mapped or sock.peer or b""
+        if not decide(sup, sock, call, "client", raw):
+            return PROCEED
+        address = sup.plan.mapped(sock.domain, raw)
+        messages.append((header, address, _gather(sup, call, parts, _LARGEST)))
+    return _send_all(sup, sock, call, messages, flags)
+
+
+def _send_all(
+    sup: Supervisor,
+    sock: Emulated,
+    call: Notification,
+    messages: list[tuple[int, bytes, bytes]],
+    flags: int,
+) -> int | None:
+    """The data process sends them in their order; the answer to the last answers the call."""
+    sent = 0
+    failed = 0
+
+    def counted(header: int, error: int, result: Any) -> None:  # noqa: ANN401 - the channel's
+        nonlocal sent, failed
+        failed = failed or error
+        if not failed:
+            sup.target.poke(call[TID], header + _MSGHDR.size, _UINT.pack(result))
+            sent += 1
+
+    def start(then: Callable[[int, Any], None]) -> int:
+        for header, address, data in messages[:-1]:
+            note = functools.partial(counted, header)
+            sup.data.sendto(sock.ident, address, data, flags, note)
+        _, address, data = messages[-1]
+        return sup.data.sendto(sock.ident, address, data, flags, then)
+
+    def finish(error: int, result: Any) -> int:  # noqa: ANN401 - the channel's
+        counted(messages[-1][0], error, result)
+        return sent or -failed
+
+    return sup.ask(sock, call, start, finish)
 
 
 def _any_name(sup: Supervisor, call: Notification, headers: int, count: int) -> bool:

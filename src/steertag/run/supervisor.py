@@ -135,11 +135,14 @@ class Supervisor:
     def handle(self, call: Notification) -> None:
         """Answer one call, or park it."""
         sock = None
+        waited = False
         try:
             number = call[NR]
             if number == self._socket:
                 result = self._handlers[number](self, _NO_SOCKET, call)
             else:
+                if number in self._once:
+                    self.catch_up()
                 sock = self.find(call)
                 if sock is None:
                     result = self._native(call)
@@ -147,6 +150,7 @@ class Supervisor:
                     result = -errno.ENETDOWN
                 elif sock.replay is not None and (again := self._replayed(sock, call)) is not None:
                     result = again
+                    waited = True
                 else:
                     result = self._handlers[number](self, sock, call)
         except OSError as exc:
@@ -157,16 +161,21 @@ class Supervisor:
         if self.verbose:
             self._say(call, result)
         if result is not None:
-            self.answer(sock, call, result)
+            self.answer(sock, call, result, waited)
         if self.data.wants_write != self._writing:
             self._watch_channel()
 
-    def answer(self, sock: Emulated | None, call: Notification, result: int) -> bool:
-        """Give the result; False: too late, and if the call comes again it finds it."""
+    def answer(
+        self, sock: Emulated | None, call: Notification, result: int, waited: bool = True
+    ) -> bool:
+        """Give the result; False: too late, and if the call comes again it finds it.
+
+        `waited`: the caller did, and a signal may come at the same moment as the answer.
+        """
         if result == PROCEED:
             return self.listener.proceed(call[ID])
         if self.listener.reply(call[ID], result):
-            if sock is not None and result == 0 and call[NR] in self._once:
+            if waited and sock is not None and result == 0 and call[NR] in self._once:
                 sock.replay = (_key(call), _PERHAPS)
             return True
         if sock is not None and result not in _NEVER_AGAIN:
@@ -452,7 +461,11 @@ class Supervisor:
                     self._watch_channel()
 
     def catch_up(self) -> None:
-        """See to what has happened already: the program may count on a socket that it closed."""
+        """See to what has happened already, before a call that may be there for the second time.
+
+        The data process may have answered the first; and the program counts on sockets that it
+        closed to be closed.
+        """
         for fd, mask in self._epoll.poll(0):
             self._event(fd, mask)
 
