@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from steertag.family.socket import Socket
     from steertag.sdp.engine import Engine
     from steertag.sdp.fabric import Transport
+    from steertag.sdp.transfer import Transfer
 
 _IN_PLACE: Final = 16384
 """Octets of room from which a caller that waits lends its buffer."""
@@ -212,6 +213,9 @@ def sdp_sendmsg(sk: Sock, msg: MsgHdr) -> int:
         except BlockingIOError:
             plain.watch(sdp, POLLOUT)
             raise
+    sending = sdp.sending
+    if sending is not None and sending[0] is msg:
+        return _collect_sent(sdp, sending[1])
     engine, link = sdp.engine, sdp.link
     if engine is None or link is None:
         return _not_sending(sdp)
@@ -219,13 +223,14 @@ def sdp_sendmsg(sk: Sock, msg: MsgHdr) -> int:
         _not_sending(sdp)
     if msg.msg_control:
         raise os_error(errno.EINVAL, "SDP has no ancillary data")
-    if sdp.sending is not None:
-        return _collect_sent(sdp, msg)
+    if sending is not None:
+        raise os_error(errno.EAGAIN)  # another call's memory is on its way
     iov = msg.msg_iov
     if msg.msg_waits and len(iov) == 1 and _to_be_lent(sdp, iov[0]) and not msg.msg_flags:
-        sdp.sending = msg, engine.send_in_place(iov[0])
+        transfer = engine.send_in_place(iov[0])
+        sdp.sending = msg, transfer
         link.flush()
-        return _collect_sent(sdp, msg)
+        return _collect_sent(sdp, transfer)
     if not _memory_for(sdp, engine):
         raise os_error(errno.EAGAIN, "protocol memory is exhausted")
     count = engine.sendmsg(iov, oob=True) if msg.msg_flags & MSG_OOB else engine.sendmsg(iov)
@@ -258,10 +263,14 @@ def _to_be_lent(sk: SdpSock, part: memoryview) -> bool:
     return sk.engine is not None and len(part) > sk.engine.tuning.snd_bytes
 
 
-def _collect_sent(sk: SdpSock, msg: MsgHdr) -> int:
-    assert sk.sending is not None  # the caller looked
-    whose, transfer = sk.sending
-    if whose is not msg or not transfer.done:
+def _collect_sent(sk: SdpSock, transfer: Transfer) -> int:
+    """A transfer is under way: the call it is for gets what it has moved, once it has its memory
+    back, whatever has become of the stream."""
+    if not transfer.done and sk.sk_shutdown & SEND_SHUTDOWN:
+        transfer.cancel()
+        if sk.link is not None:
+            sk.link.flush()
+    if not transfer.done:
         raise os_error(errno.EAGAIN)
     sk.sending = None
     sdp_charge(sk)
