@@ -201,6 +201,38 @@ def test_no_octets_raise_anything_but_wire_errors(octets: bytes) -> None:
             continue
 
 
+@given(
+    st.builds(
+        sdp.Bsdh,
+        st.sampled_from(MIDS),
+        st.integers(0, 7),
+        st.integers(0, 0xFFFF),
+        st.integers(0, 0xFFFFFFFF),
+        st.integers(0, 0xFFFFFFFF),
+        st.integers(0, 0xFFFFFFFF),
+    )
+)
+def test_the_base_header_survives_the_wire(header: sdp.Bsdh) -> None:
+    assert sdp.Bsdh.parse(header.emit()) == header
+
+
+@given(
+    st.integers(0, 0xFFFF),
+    st.integers(0, 255),
+    st.integers(0, 0xFFFFFFFF),
+    st.integers(0, 0xFFFFFFFF),
+    st.integers(0, 0xFFFF),
+    st.sampled_from((4, 16)).flatmap(lambda size: st.binary(min_size=size, max_size=size)),
+)
+def test_hellos_survive_the_wire(
+    bufs: int, adverts: int, desired: int, local: int, port: int, address: bytes
+) -> None:
+    hello = sdp.Hello(bufs, adverts, desired, local, port, address, address)
+    assert sdp.Hello.parse(hello.emit()) == hello
+    ack = sdp.HelloAck(bufs, adverts, local)
+    assert sdp.HelloAck.parse(ack.emit()) == ack
+
+
 message = st.tuples(
     st.sampled_from(MIDS),
     st.one_of(

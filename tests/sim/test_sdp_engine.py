@@ -128,6 +128,14 @@ def test_a_sender_that_is_told_no_room_hears_of_it_when_there_is() -> None:
     assert engine.outq < 100_000
 
 
+def test_nothing_is_left_to_be_sent_once_the_stream_has_taken_it() -> None:
+    ends = Ends()
+    ends.left.engine.sendmsg([memoryview(b"a few octets")])
+    assert ends.left.engine.outq == 12
+    ends.settle()
+    assert ends.left.engine.outq == 0
+
+
 def test_a_reader_that_stands_still_bounds_what_the_other_side_may_send() -> None:
     ends = Ends()
     sent = 0

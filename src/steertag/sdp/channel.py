@@ -69,6 +69,8 @@ class Channel:
         self.mseq = self.recv_mseq = 0
         self.wr_posted = self.wr_done = 0
         self.octets_posted = self.octets_done = 0
+        self.reading = 0
+        """RDMA Reads that are posted: requests behind one may have to wait for it."""
         self.muted = False
         """Nothing may be sent: AbortConn was, or everything."""
         self.control: deque[tuple[int, int, bytes]] = deque()
@@ -295,6 +297,16 @@ class Channel:
         marks = self._marks
         while marks and marks[0][0] <= number:
             self.octets_done = marks.popleft()[1]
+
+    @property
+    def unsent(self) -> int:
+        """Payload of Data that is posted and not known to be with the stream."""
+        unsent = self.octets_posted - self.octets_done
+        if unsent and not self.reading and not self.qp.wants_to_send:
+            # Most requests aren't signaled: nothing else says that they are sent.
+            self.octets_done = self.octets_posted
+            return 0
+        return unsent
 
     # -- registration --------------------------------------------------------------------------
 

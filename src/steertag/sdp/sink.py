@@ -355,6 +355,7 @@ class Sink:
             self._no_reads = True
             return False
         advert.asked += count
+        self._channel.reading += 1
         self._reads.append(_Read(number, advert, count, region, staged))
         return True
 
@@ -363,6 +364,7 @@ class Sink:
         reads, done = self._reads, self._channel.wr_done
         while reads and reads[0].number <= done:
             read = reads.popleft()
+            self._channel.reading -= 1
             if not read.staged:
                 self._channel.deregister(read.region)
             self._read_done(read)

@@ -196,17 +196,16 @@ class Source:
 
     @property
     def outq(self) -> int:
-        channel = self._channel
-        outstanding = sum(len(out.view) - out.at for out in self._outstanding)
-        writing = sum(count for _, _, count in self._writing)
-        posted = channel.octets_posted - channel.octets_done
-        return self._queued + outstanding + writing + posted
+        count = self._queued + self._channel.unsent
+        for out in self._outstanding:
+            count += len(out.view) - out.at
+        for _, _, writing in self._writing:
+            count += writing
+        return count
 
     def room(self) -> int:
         """Octets that `sendmsg` may take."""
-        channel = self._channel
-        posted = channel.octets_posted - channel.octets_done
-        return self._tuning.snd_bytes - self._queued - self._held - posted
+        return self._tuning.snd_bytes - self._queued - self._held - self._channel.unsent
 
     # -- what goes out -------------------------------------------------------------------------
 
