@@ -272,7 +272,10 @@ def sdp_close(sk: Sock, timeout: float) -> None:
     if sdp.sk_state == TcpState.TCP_LISTEN or sdp.attempt is not None:
         sdp_disconnect(sdp, 0)
     reset = bool(sdp.sk_flags & SOCK_LINGER) and not timeout
+    sending = sdp.sending
     calls.drop_transfers(sdp)
+    # Memory that the peer may read, and whose owner gets it back with this close.
+    reset = reset or (sending is not None and not sending[1].done)
     if sdp.plain is not None:
         _close_plain(sdp, reset=reset)
     elif sdp.engine is not None and sdp.link is not None and not sdp.engine.ended:
