@@ -222,3 +222,53 @@ def test_a_family_that_is_not_there_is_one_line_and_125() -> None:
     done = supervised("true", options=("--import", "no.such.module"))
     assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1
+
+
+BY_NUMBER = """
+import ctypes, errno, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *arguments):
+    result = getattr(libc, name)(*arguments)
+    return result if result >= 0 else -ctypes.get_errno()
+refused = call("socket", 64, 2, 0), call("socket", 64, 1, 9)
+print(*[errno.errorcode.get(-error) for error in refused])
+address = struct.pack("=H2x4B8x", 64, 127, 0, 0, 1)
+listener = call("socket", 64, 1, 0)
+assert call("bind", listener, address, 16) == 0
+assert call("listen", listener, 5) == 0
+name, size = ctypes.create_string_buffer(16), ctypes.c_int(16)
+assert call("getsockname", listener, name, ctypes.byref(size)) == 0
+client = call("socket", 64, 1, 0)
+assert call("connect", client, struct.pack("=H", 2) + name.raw[2:], 16) == -errno.EAFNOSUPPORT
+assert call("connect", client, name, 16) == 0
+peer = ctypes.create_string_buffer(16)
+server = call("accept", listener, peer, ctypes.byref(size))
+assert server > 0 and peer.raw[:2] == name.raw[:2], (server, peer.raw)
+os.write(client, b"by number")
+print(os.read(server, 100).decode(), peer.raw[4:8] == bytes([127, 0, 0, 1]))
+"""
+
+
+def test_a_third_partys_family_is_served_by_its_own_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    options = ("--import", "own_family", "--family", "64")
+    said = script(BY_NUMBER, options=options).splitlines()
+    assert said == ["ESOCKTNOSUPPORT EPROTONOSUPPORT", "by number True"]
+
+
+def test_a_program_of_the_hosts_families_goes_over_a_third_partys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    text = f"""{NATIVES}
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+client.sendall(b"over it")
+print(server.recv(100).decode(), native(client))
+"""
+    options = ("--import", "own_family", "--family", "64")
+    assert script(text, options=options) == "over it False\n"

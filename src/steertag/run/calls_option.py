@@ -19,7 +19,6 @@ _TIMES: Final = (20, 21, 66, 67)
 SOL_SOCKET: Final = int(std.SOL_SOCKET)
 SO_ERROR: Final = int(std.SO_ERROR)
 _INET: Final = (std.AF_INET, std.AF_INET6)
-_PROTOCOLS: Final = {int(std.SOCK_STREAM): std.IPPROTO_TCP, int(std.SOCK_DGRAM): std.IPPROTO_UDP}
 
 
 def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
@@ -30,7 +29,7 @@ def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | Non
     if size > _LONGEST:
         raise os_error(errno.EINVAL)
     value = sup.target.peek(call[TID], call[ARG0 + 3], size)
-    _refuse_ipv6(sock, level)
+    _refuse_ipv6(sock, level, errno.ENOPROTOOPT)
     if how is How.NATIVE:
         if level == SOL_SOCKET and name in _TIMES:
             sock.options[level, name] = value  # for accept and connect
@@ -58,10 +57,10 @@ def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | Non
     )
 
 
-def _refuse_ipv6(sock: Emulated, level: int) -> None:
+def _refuse_ipv6(sock: Emulated, level: int, error: int) -> None:
     """A socket of AF_INET has no option of IPv6, whatever family serves it."""
     if level == std.IPPROTO_IPV6 and sock.domain == std.AF_INET:
-        raise os_error(errno.ENOPROTOOPT)
+        raise os_error(error)
 
 
 def _set_later(sock: Emulated, level: int, name: int, value: bytes) -> int:
@@ -79,7 +78,7 @@ def _taken_before(error: int, result: object) -> None:
 def getsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
     level, name = (call[ARG0 + index] & 0xFFFF_FFFF for index in (1, 2))
     how, error = getting(level, name)
-    _refuse_ipv6(sock, level)
+    _refuse_ipv6(sock, level, errno.EOPNOTSUPP)
     if how is How.NATIVE:
         return PROCEED
     if how is How.REFUSE:
@@ -119,8 +118,7 @@ def _fact(sock: Emulated, name: int) -> int:
     if name == std.SO_DOMAIN:
         return sock.domain
     if name == std.SO_PROTOCOL:
-        usual = _PROTOCOLS.get(sock.kind, 0) if sock.domain in _INET else 0
-        return sock.protocol or usual
+        return sock.protocol or sock.usual
     return int(sock.state is State.LISTENING)  # SO_ACCEPTCONN
 
 

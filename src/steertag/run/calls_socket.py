@@ -63,6 +63,11 @@ def _probe(sup: Supervisor, sock: Emulated, call: Notification, kind: int, use: 
         answer: int | None
         if error and error != errno.ENETDOWN:
             sup.known[sock.family, sock.domain, sock.kind, sock.protocol] = error
+            if sock.domain in _INET and error in _REFUSALS:
+                sup.warn(
+                    f"family {sock.family} has no sockets of type {sock.kind} and protocol"
+                    f" {sock.protocol} ({os.strerror(error)}); the program's are the host's own"
+                )
         if error:
             sup.data.close(sock.ident)
             answer = _refused(sock.domain, error)

@@ -10,6 +10,8 @@ from typing import Final
 
 from steertag.run.notify import Notification
 
+_USUAL: Final = {int(std.SOCK_STREAM): std.IPPROTO_TCP, int(std.SOCK_DGRAM): std.IPPROTO_UDP}
+_INET: Final = (std.AF_INET, std.AF_INET6)
 FILL: Final = bytes(32768)
 _SINK: Final = bytearray(1 << 18)
 _ids: Final = itertools.count(1)
@@ -105,6 +107,11 @@ class Emulated:
     def rename(self) -> None:
         """Another number for the data process: what it knew under the old one is no more."""
         self.ident = next(_ids)
+
+    @property
+    def usual(self) -> int:
+        """The protocol that 0 stands for."""
+        return _USUAL.get(self.kind, 0) if self.domain in _INET else 0
 
     @property
     def stream(self) -> bool:

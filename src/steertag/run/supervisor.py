@@ -13,6 +13,7 @@ so each call is written such that it can come twice: it takes over what is parke
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import itertools
@@ -225,12 +226,15 @@ class Supervisor:
         if process not in self._refused:
             self._refused.add(process)
             name = self.target.executable(tid) or "a program"
-            print(
-                f"stag run: process {process} ({name}) can't be looked into, so its sockets are"
-                " the host's own; see `stag run --check`",
-                file=sys.stderr,
-                flush=True,
+            self.warn(
+                f"process {process} ({name}) can't be looked into, so its sockets are the host's"
+                " own; see `stag run --check`"
             )
+
+    def warn(self, text: str) -> None:
+        """One line on standard error; nobody may be listening any more."""
+        with contextlib.suppress(OSError):
+            print(f"stag run: {text}", file=sys.stderr, flush=True)
 
     def name_of(self, call: Notification) -> str:
         return self._names.get(call[NR], str(call[NR]))
@@ -358,7 +362,9 @@ class Supervisor:
         sock.family = family
         sock.use = use
         sock.opened = True
-        self.data.open(sock.ident, family, sock.domain, sock.kind, sock.protocol)
+        # TCP's number is AF_INET's default; to another family it would mean something else.
+        protocol = 0 if sock.protocol == sock.usual else sock.protocol
+        self.data.open(sock.ident, family, sock.domain, sock.kind, protocol)
         if use == "sdp" and self.plan.strict:
             self.data.setsockopt(sock.ident, SOL_SDP, SDP_FALLBACK, b"never", trips_next)
 
@@ -472,7 +478,8 @@ class Supervisor:
     def _event(self, fd: int, mask: int) -> None:
         try:
             if fd == self._wake:
-                os.eventfd_read(fd)
+                with contextlib.suppress(BlockingIOError):  # catch_up() has read it
+                    os.eventfd_read(fd)
             elif fd == self.listener.fd:
                 self.alive = False
             elif (call := self._watched.get(fd)) is not None:
@@ -533,11 +540,7 @@ class Supervisor:
         """The data process is gone: what it served has ended, and what is asked for fails."""
         self.dead = True
         self._epoll.unregister(self.data.fileno())
-        print(
-            "stag run: the data process has died; its sockets have ended",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.warn("the data process has died; its sockets have ended")
         for sock in list(self.by_ident.values()):
             self.let_go(sock)
             for waiting in sock.accepters:
@@ -560,7 +563,7 @@ class Supervisor:
             said = errno.errorcode.get(-result, str(-result))
         else:
             said = str(result)
-        print(f"stag run: [{call[TID]}] {name}({arguments}) = {said}", file=sys.stderr, flush=True)
+        self.warn(f"[{call[TID]}] {name}({arguments}) = {said}")
 
     def stats(self) -> dict[str, int]:
         """Counters at this moment."""
