@@ -45,10 +45,15 @@ class Runs:
     def __init__(self, program: Path, pool: ThreadPoolExecutor) -> None:
         self._found: dict[str, Future[Observations]] = {
             NATIVE: pool.submit(observe, [str(program)]),
-            f"{NATIVE} in a storm of signals": pool.submit(observe, [str(program), *STORM]),
+            f"{NATIVE} in a storm of signals": pool.submit(
+                observe, [str(program), "-c", "127.0.0.2", *STORM]
+            ),
         }
-        for name, (mode, options, arguments) in VARIANTS.items():
-            command = [str(program), *arguments]
+        for number, (name, (mode, options, arguments)) in enumerate(VARIANTS.items(), 3):
+            # An address for each, so that no run finds another's sockets on a port that it takes
+            # for free; AF_INET_NEW_TCP has a loopback for itself.
+            address = "127.0.0.1" if mode == "new_tcp" else f"127.0.0.{number}"
+            command = [str(program), "-c", address, *arguments]
             self._found[name] = pool.submit(observe, command, supervised(mode, *options))
 
     def __getitem__(self, name: str) -> Observations:

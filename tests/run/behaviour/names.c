@@ -196,6 +196,7 @@ CASE(options_of_ip)
     connected(&client, &server);
     set_option("tos", client, IPPROTO_IP, IP_TOS, 0x10);
     set_option("ttl", client, IPPROTO_IP, IP_TTL, 33);
+    set_option("ipv6_of_ipv4", client, IPPROTO_IPV6, IPV6_V6ONLY, 1);
 }
 
 CASE(options_that_are_none)
