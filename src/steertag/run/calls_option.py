@@ -11,7 +11,7 @@ from steertag.errors import os_error
 from steertag.run.emulated import Emulated, State
 from steertag.run.notify import Notification
 from steertag.run.options import How, getting, setting
-from steertag.run.supervisor import ARG0, ID, PROCEED, TID, Supervisor
+from steertag.run.supervisor import ARG0, ID, MOST_KNOWN, PROCEED, TID, Supervisor
 
 _INT: Final = struct.Struct("@i")
 _LONGEST: Final = 1 << 16
@@ -45,7 +45,7 @@ def setsockopt(sup: Supervisor, sock: Emulated, call: Notification) -> int | Non
     def finish(error: int, result: Any) -> int:  # noqa: ANN401 - the channel's
         if not error:
             sock.options[level, name] = value
-            if size == _INT.size:
+            if size == _INT.size and len(sup.taken) < MOST_KNOWN:
                 sup.taken.add(known)
         return -error
 

@@ -12,7 +12,7 @@ from steertag.run.emulated import Emulated, State, Waiting
 from steertag.run.notify import Notification
 from steertag.run.plan import NATIVE, UNDECIDED
 from steertag.run.sockaddr import unspecified
-from steertag.run.supervisor import ARG0, ID, PROCEED, TID, Supervisor
+from steertag.run.supervisor import ARG0, ID, MOST_KNOWN, PROCEED, TID, Supervisor
 
 _TYPE_MASK: Final = 0xF
 _FLAGS: Final = std.SOCK_NONBLOCK | std.SOCK_CLOEXEC
@@ -61,6 +61,8 @@ def _probe(sup: Supervisor, sock: Emulated, call: Notification, kind: int, use: 
 
     def then(error: int, result: Any) -> None:  # noqa: ANN401 - the channel's
         answer: int | None
+        if len(sup.known) >= MOST_KNOWN:
+            sup.known.clear()
         if error and error != errno.ENETDOWN:
             sup.known[sock.family, sock.domain, sock.kind, sock.protocol] = error
             if sock.domain in _INET and error in _REFUSALS:

@@ -48,6 +48,8 @@ ID, TID, NR, IP, ARG0 = 0, 1, 3, 5, 6
 _TIMEVAL: Final = struct.Struct("@qq")
 _ENDED: Final = 1024
 """Sockets that are remembered though nothing is behind them: the program may still hold them."""
+MOST_KNOWN: Final = 4096
+"""Entries of `known` and of `taken`."""
 _LOOK: Final = 1.0
 """Seconds between looks whether a call still waits, of which we hold a duplicate descriptor."""
 _LONGEST_ADDRESS: Final = 128  # struct sockaddr_storage
