@@ -118,8 +118,15 @@ class Rnic:
             return
         view = region.view
         self.table.deregister(region)
-        self.pds[region.pd].discard(region)
-        self._detach(region.stag, view)
+        elements = self.pds[region.pd]
+        elements.discard(region)
+        if len(elements) < len(self.qps):
+            # Nobody but queue pairs of its domain can have views of it.
+            for element in tuple(elements):
+                if isinstance(element, QueuePair):
+                    element.detach(region.stag, view.obj)
+        else:
+            self._detach(region.stag, view)
 
     def _detach(self, stag: int, view: memoryview) -> None:
         for qp in list(self.qps.values()):
