@@ -97,6 +97,9 @@ class Readiness:
     def _set_readable(self, readable: bool, news: bool) -> None:
         if readable and not self._readable:
             self._ours.send(_BYTE)
+        elif readable and news and self._urgent:
+            with suppress(BlockingIOError):
+                self._ours.send(_BYTE)  # to take one out may take the one that is out of band
         elif readable and news:
             self._ours.send(_BYTE)
             self._user.recv(1)
