@@ -163,6 +163,8 @@ def _recv_oob(sk: SdpSock, engine: Engine, msg: MsgHdr, flags: int) -> int:
 
 def _nothing_there(sk: SdpSock, engine: Engine, msg: MsgHdr, flags: int, room: int) -> int:
     """Nothing was read: the end, an error, or a caller that waits and lends its buffer."""
+    if engine.peer_shut and engine.eof:
+        return 0  # the end was said: an abort that follows is the writers' to hear of (SOCK_DONE)
     sock_raise_error(sk)
     if sk.sk_shutdown & RCV_SHUTDOWN or engine.eof or sk.sk_state == TcpState.TCP_CLOSE:
         return 0
