@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket as std
 import sys
 import threading
@@ -20,7 +19,7 @@ _FLAGS: Final = int(std.SOCK_NONBLOCK | std.SOCK_CLOEXEC)
 _making = threading.local()
 
 
-class _Kind(type):
+class _Kind(type(ours)):  # type: ignore[misc]
     """The host's sockets and ours are instances of it, whatever their classes."""
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -32,17 +31,6 @@ class _Kind(type):
         if type.__subclasscheck__(cls, subclass):
             return True
         return cls is Facade and issubclass(subclass, HostSocket | ours)
-
-    def __getattr__(cls, name: str) -> Any:
-        """What a socket has, asked of the class: programs look there which calls there are."""
-        found = getattr(HostSocket, name)
-        if not callable(found):
-            return found
-
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return getattr(self, name)(*args, **kwargs)
-
-        return functools.wraps(found)(call)
 
 
 class Facade(ours, metaclass=_Kind):

@@ -9,9 +9,12 @@ socket is then as true as it is of the host's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ssl
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +27,8 @@ _BEFORE: Final = "Closed before TLS handshake with data in recv buffer."
 _HEADER: Final = 5
 """Octets of a TLS record's header: type, version (2), length (2); RFC 8446 section 5.1."""
 _RECORD: Final = 16 * 1024
+_TICKETS: Final = 4096
+"""Octets, at most, of session tickets that came while nobody read."""
 _TURN: Final = 16 * _RECORD
 """Octets that are encrypted before they are sent, when the caller waits."""
 
@@ -225,12 +230,24 @@ class _Carrier(HostSocket):
         fd: int = self._inner.detach()
         return fd
 
-    def __repr__(self) -> str:
-        state = " [closed]" if self._closed else ""
-        return f"<{type(self).__module__}.{type(self).__qualname__}{state} over {self._inner!r}>"
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # Nothing was set up if the constructor raised.
+        if not getattr(self, "_closed", True) and not sys.is_finalizing():
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            self._inner.close()
 
     def _real_close(self, *args: object) -> None:
+        self._read_tickets()
         self._inner.close()
+
+    def _read_tickets(self) -> None:
+        """Take what servers send behind a handshake: left unread, it would reset the connection.
+
+        A peer may not have read by then what we sent last. Of more than that, the reset tells.
+        """
+        with contextlib.suppress(OSError):
+            self._inner.settimeout(0.0)
+            self._inner.recv(_TICKETS)
 
 
 def _pass_on(name: str) -> Callable[..., Any]:
