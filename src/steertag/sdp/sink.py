@@ -20,6 +20,7 @@ from steertag.rdma.memory import Region
 from steertag.rdma.wr import SGE
 from steertag.sdp.channel import Channel
 from steertag.sdp.counters import SdpCounters
+from steertag.sdp.pieces import Advert, Mark, Piece, Read
 from steertag.sdp.transfer import Transfer
 from steertag.sdp.tuning import Tuning
 from steertag.wire import sdp
@@ -40,53 +41,6 @@ _READS: Final = 4
 _POS_MASK: Final = 0xFFFFFFFF
 _MAX_BACKOFF: Final = 64
 _HEADER: Final = sdp.BSDH_LEN
-
-
-class _Piece:
-    """Octets that are here. `index` is the receive buffer they lie in, -1 for other memory;
-    `charge` what they count against rcv_bytes; `stage` the memory that they were read into."""
-
-    __slots__ = ("charge", "index", "stage", "view")
-
-    def __init__(
-        self, view: memoryview | bytes, index: int, charge: int, stage: Region | None = None
-    ) -> None:
-        self.view = view
-        self.index = index
-        self.charge = charge
-        self.stage = stage
-
-
-class _Mark:
-    """Where the out-of-band octet belongs."""
-
-    __slots__ = ("octet", "taken")
-
-    def __init__(self, octet: bytes) -> None:
-        self.octet = octet
-        self.taken = False
-
-
-class _Advert:
-    """A source of the peer's: `asked` octets are being read, `got` are here."""
-
-    __slots__ = ("addr", "asked", "got", "length", "rkey")
-
-    def __init__(self, length: int, rkey: int, addr: int) -> None:
-        self.length, self.rkey, self.addr = length, rkey, addr
-        self.asked = self.got = 0
-
-
-class _Read:
-    """An RDMA Read under way, into memory of ours (`staged`) or into the waiting buffer."""
-
-    __slots__ = ("advert", "count", "number", "region", "staged")
-
-    def __init__(
-        self, number: int, advert: _Advert, count: int, region: Region, staged: bool
-    ) -> None:
-        self.number, self.advert, self.count = number, advert, count
-        self.region, self.staged = region, staged
 
 
 class Sink:
@@ -116,13 +70,13 @@ class Sink:
         self.peer_mode = sdp.COMBINED
         self.unread = 0
         self._channel, self._tuning, self._counters = channel, tuning, counters
-        self._ready: deque[_Piece | _Mark] = deque()
+        self._ready: deque[Piece | Mark] = deque()
         self._head = 0
         """Octets of the first piece that are read."""
         self._held = 0
         """Octets (and what they cost) that lie outside the receive buffers."""
-        self._reads: deque[_Read] = deque()
-        self._adverts: deque[_Advert] = deque()
+        self._reads: deque[Read] = deque()
+        self._adverts: deque[Advert] = deque()
         self._position = 0
         self._stages: list[Region] = []
         """Memory to be read into, of read_size octets each, for which there is no use just now."""
@@ -143,7 +97,7 @@ class Sink:
         self._acks_due = 0
         self._backoff = self._skip = 0
         # Out-of-band data.
-        self._mark: _Mark | None = None
+        self._mark: Mark | None = None
         self.oob_told = False
 
     # -- what comes ----------------------------------------------------------------------------
@@ -188,10 +142,10 @@ class Sink:
         cost = count + _TRUESIZE
         if count <= COPY_MAX and self._held + cost <= self._tuning.rcv_bytes:
             self._held += cost
-            self._ready.append(_Piece(bytes(view), -1, cost))
+            self._ready.append(Piece(bytes(view), -1, cost))
             self._channel.repost(index)
         else:
-            self._ready.append(_Piece(view, index, 0))
+            self._ready.append(Piece(view, index, 0))
 
     def _oob(self, index: int, view: memoryview) -> bool:
         """The last octet is out-of-band data."""
@@ -212,7 +166,7 @@ class Sink:
         if front:
             self._append(front)
         self._unmark()
-        mark = self._mark = _Mark(octet)
+        mark = self._mark = Mark(octet)
         self._ready.append(mark)
         if self.oob_inline:
             self._append(octet)
@@ -223,7 +177,7 @@ class Sink:
         self.unread += len(octets)
         cost = len(octets) + _TRUESIZE
         self._held += cost
-        self._ready.append(_Piece(octets, -1, cost))
+        self._ready.append(Piece(octets, -1, cost))
 
     def _unmark(self) -> None:
         """A new mark is coming: an octet that nobody took is an ordinary one, as in Linux."""
@@ -235,7 +189,7 @@ class Sink:
         if not mark.taken and not self.oob_inline:
             self.unread += 1
             self._held += 1 + _TRUESIZE
-            self._ready.insert(at, _Piece(mark.octet, -1, 1 + _TRUESIZE))
+            self._ready.insert(at, Piece(mark.octet, -1, 1 + _TRUESIZE))
 
     def advertised(self, source: sdp.SrcAvail, index: int, inline: memoryview) -> bool:
         """SrcAvail in receive buffer `index`. False for a broken rule."""
@@ -248,7 +202,7 @@ class Sink:
             return False
         self._position += source.length
         self._void()
-        advert = _Advert(source.length, source.rkey, source.addr)
+        advert = Advert(source.length, source.rkey, source.addr)
         self._adverts.append(advert)
         if self.discard:
             return bool(self._reads) or self._drop_adverts()
@@ -305,7 +259,7 @@ class Sink:
             and size > 0
         )
 
-    def _read_in_place(self, advert: _Advert, count: int) -> bool:
+    def _read_in_place(self, advert: Advert, count: int) -> bool:
         place = self._place[self._asked : self._asked + count]
         region = self._channel.register(place, ACCESS_LOCAL_WRITE)
         if region is None:
@@ -318,7 +272,7 @@ class Sink:
         self._asked += count
         return True
 
-    def _read_ahead(self, advert: _Advert, count: int) -> bool:
+    def _read_ahead(self, advert: Advert, count: int) -> bool:
         region = self._stage(count)
         if region is None:
             return False
@@ -346,7 +300,7 @@ class Sink:
         else:
             self._channel.deregister(region)
 
-    def _read(self, advert: _Advert, count: int, region: Region, *, staged: bool) -> bool:
+    def _read(self, advert: Advert, count: int, region: Region, *, staged: bool) -> bool:
         sge = SGE(region.base, count, region.stag)
         try:
             number = self._channel.post_rdma(True, sge, advert.rkey, advert.addr + advert.asked)
@@ -356,7 +310,7 @@ class Sink:
             return False
         advert.asked += count
         self._channel.reading += 1
-        self._reads.append(_Read(number, advert, count, region, staged))
+        self._reads.append(Read(number, advert, count, region, staged))
         return True
 
     def completed(self) -> bool:
@@ -384,7 +338,7 @@ class Sink:
                 return False
         return True
 
-    def _read_done(self, read: _Read) -> None:
+    def _read_done(self, read: Read) -> None:
         advert, count = read.advert, read.count
         advert.got += count
         if advert.got == advert.length and self._adverts and self._adverts[0] is advert:
@@ -409,7 +363,7 @@ class Sink:
             return
         self.unread += count
         view = read.region.view[:count]
-        self._ready.append(_Piece(view, -1, count + _TRUESIZE, read.region))
+        self._ready.append(Piece(view, -1, count + _TRUESIZE, read.region))
         self._serve_waiter()
 
     def _tell_read(self, count: int) -> bool:
@@ -596,7 +550,7 @@ class Sink:
         placed = 0
         while ready and placed < room:
             piece = ready[0]
-            if isinstance(piece, _Mark):
+            if isinstance(piece, Mark):
                 if placed or len(ready) == 1:
                     break
                 ready.popleft()
@@ -620,7 +574,7 @@ class Sink:
         self.unread -= placed
         return placed
 
-    def _release(self, piece: _Piece) -> None:
+    def _release(self, piece: Piece) -> None:
         """Its octets are taken, or not wanted."""
         if piece.index >= 0:
             self._channel.repost(piece.index)
@@ -632,7 +586,7 @@ class Sink:
     def _peek(self, write: Writer, room: int) -> int:
         placed, head = 0, self._head
         for piece in self._ready:
-            if isinstance(piece, _Mark):
+            if isinstance(piece, Mark):
                 if placed:
                     break
                 continue
@@ -653,7 +607,7 @@ class Sink:
         """Nobody reads any more: what is here is dropped, what is advertised called read."""
         self.discard = True
         for piece in self._ready:
-            if isinstance(piece, _Piece):
+            if isinstance(piece, Piece):
                 self._release(piece)
         self._ready.clear()
         self._head = self.unread = 0
@@ -678,7 +632,7 @@ class Sink:
 
     @property
     def at_mark(self) -> bool:
-        return bool(self._ready) and isinstance(self._ready[0], _Mark)
+        return bool(self._ready) and isinstance(self._ready[0], Mark)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -694,7 +648,7 @@ class Sink:
         for read in self._reads:
             self._channel.deregister(read.region)
         for piece in self._ready:
-            if isinstance(piece, _Piece) and piece.stage is not None:
+            if isinstance(piece, Piece) and piece.stage is not None:
                 self._channel.deregister(piece.stage)
         for stage in self._stages:
             self._channel.deregister(stage)
