@@ -130,8 +130,11 @@ class Supervisor:
         while True:
             call = receive()
             if call is not None:
-                with lock:
-                    handle(call)
+                try:
+                    with lock:
+                        handle(call)
+                except Exception:  # noqa: BLE001 - it costs one call, not all
+                    _LOG.exception("a bug in steertag; please report it")
             elif listener.over():
                 return
 
@@ -464,7 +467,7 @@ class Supervisor:
                 for fd, mask in events:
                     self._event(fd, mask)
                 while self._timers and self._timers[0][0] <= time.monotonic():
-                    heapq.heappop(self._timers)[2]()
+                    self._guard(heapq.heappop(self._timers)[2])
                 if self.data.wants_write != self._writing:
                     self._watch_channel()
 
@@ -478,23 +481,28 @@ class Supervisor:
             self._event(fd, mask)
 
     def _event(self, fd: int, mask: int) -> None:
+        if fd == self._wake:
+            with contextlib.suppress(BlockingIOError):  # both threads may have seen it
+                os.eventfd_read(fd)
+        elif fd == self.listener.fd:
+            self.alive = False
+        elif (call := self._watched.get(fd)) is not None:
+            self._guard(call)
+        elif fd == self.data.fileno():
+            if mask & select.EPOLLOUT:
+                self.data.flush()
+            self._guard(self.data.dispatch)
+
+    def _guard(self, call: Callable[[], None]) -> None:
         try:
-            if fd == self._wake:
-                with contextlib.suppress(BlockingIOError):  # catch_up() has read it
-                    os.eventfd_read(fd)
-            elif fd == self.listener.fd:
-                self.alive = False
-            elif (call := self._watched.get(fd)) is not None:
-                call()
-            elif fd == self.data.fileno():
-                if mask & select.EPOLLOUT:
-                    self.data.flush()
-                self.data.dispatch()
+            call()
         except Exception:  # noqa: BLE001 - it costs one socket, not all
             _LOG.exception("a bug in steertag; please report it")
 
     def _watch_channel(self) -> None:
         self._writing = self.data.wants_write
+        if self.dead:
+            return  # it is not watched any more
         extra = select.EPOLLOUT if self._writing else 0
         self._epoll.modify(self.data.fileno(), select.EPOLLIN | extra)
 
