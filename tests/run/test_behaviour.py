@@ -24,6 +24,7 @@ from tests.run.behaviours import (
 )
 from tests.support import PROJECT
 
+pytestmark = pytest.mark.timeout(600)  # the first one waits for all
 PAGE = PROJECT / "docs" / "reference" / "run-limits.md"
 NATIVE = "natively"
 STORM = ("-s", "2000")
@@ -63,7 +64,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     program = build(tmp_path_factory.mktemp("behaviour"))
-    pool = ThreadPoolExecutor(4)
+    pool = ThreadPoolExecutor(6)
     try:
         yield Runs(program, pool)
     finally:
@@ -80,7 +81,6 @@ def test_every_case_of_the_suite_comes_to_its_end(runs: Runs) -> None:
     assert [key for key in runs[NATIVE] if key.endswith(".gave_up")] == []
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_differs_is_what_the_table_says(name: str, runs: Runs) -> None:
     mode = VARIANTS[name][0]

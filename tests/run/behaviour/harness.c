@@ -148,6 +148,12 @@ static bool same_host(const struct address *a, const struct address *b)
            ((struct sockaddr_in *)&other.storage)->sin_addr.s_addr;
 }
 
+static bool on_loopback(const struct address *address)
+{
+    const struct sockaddr_in *four = (const struct sockaddr_in *)&address->storage;
+    return address->storage.ss_family == AF_INET && ntohl(four->sin_addr.s_addr) >> 24 == 127;
+}
+
 const char *symbol(const struct address *address)
 {
     struct address any = {.length = sizeof(struct sockaddr_in)};
@@ -155,6 +161,9 @@ const char *symbol(const struct address *address)
     if (same_host(address, &any))
         return "ANY";
     if (same_host(address, &connect_address))
+        return "PEER";
+    /* To 127.0.0.2 one goes from 127.0.0.1: both are this host. */
+    if (on_loopback(address) && on_loopback(&connect_address))
         return "PEER";
     return same_host(address, &bind_address) ? "HERE" : "ELSEWHERE";
 }
