@@ -1,7 +1,11 @@
-"""Every pattern runs over every kind."""
+"""Every pattern runs over the kinds that its module names: `SUBJECTS`.
+
+`STEERTAG_EVERY_KIND=1` has every pattern run over every kind.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,10 +13,12 @@ import pytest
 from tests.sdp.world import KINDS, Kind, World
 
 
-@pytest.fixture(params=KINDS, ids=str)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    kinds = KINDS if os.environ.get("STEERTAG_EVERY_KIND") else metafunc.module.SUBJECTS
+    if "world" in metafunc.fixturenames:
+        metafunc.parametrize("kind", kinds, ids=str)
+    elif "neighbours" in metafunc.fixturenames:
+        metafunc.parametrize("kind", [each for each in kinds if each.processes], ids=str)
 
 
 @pytest.fixture
@@ -21,8 +27,8 @@ def world(kind: Kind) -> Iterator[World]:
         yield made
 
 
-@pytest.fixture(params=[kind for kind in KINDS if kind.processes], ids=str)
-def neighbours(request: pytest.FixtureRequest) -> Iterator[World]:
+@pytest.fixture
+def neighbours(kind: Kind) -> Iterator[World]:
     """A World that other processes are in."""
-    with World(request.param) as made:
+    with World(kind) as made:
         yield made

@@ -15,7 +15,12 @@ import pytest
 
 from steertag.socket import socket
 from tests.sdp.world import (
+    HOST,
+    NEW_TCP,
     PATIENCE,
+    SDP,
+    SDP_BCOPY,
+    SDP_ZCOPY,
     World,
     octets,
     read_exactly,
@@ -24,6 +29,8 @@ from tests.sdp.world import (
     together,
     writable,
 )
+
+SUBJECTS = (HOST, NEW_TCP, SDP, SDP_ZCOPY, SDP_BCOPY)
 
 MIB = 1 << 20
 

@@ -19,7 +19,12 @@ import pytest
 from steertag.socket import socket
 from tests.sdp.world import (
     ANY,
+    FROM_PLAIN,
+    HOST,
+    NEW_TCP,
     PATIENCE,
+    SDP,
+    TO_PLAIN,
     Task,
     World,
     octets,
@@ -27,6 +32,8 @@ from tests.sdp.world import (
     read_to_end,
     together,
 )
+
+SUBJECTS = (HOST, NEW_TCP, SDP, TO_PLAIN, FROM_PLAIN)
 
 LENGTH = struct.Struct("!I")
 

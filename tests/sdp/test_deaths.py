@@ -10,7 +10,20 @@ import pytest
 
 from steertag.socket import socket
 from tests.sdp.peer import FILLING
-from tests.sdp.world import PATIENCE, Peer, Task, World, read_exactly, readable, together
+from tests.sdp.world import (
+    HOST,
+    PATIENCE,
+    SDP,
+    SDP_ZCOPY,
+    Peer,
+    Task,
+    World,
+    read_exactly,
+    readable,
+    together,
+)
+
+SUBJECTS = (HOST, SDP, SDP_ZCOPY)
 
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED)
 MIB = 1 << 20

@@ -15,7 +15,12 @@ import pytest
 
 from steertag.socket import socket
 from tests.sdp.world import (
+    FROM_PLAIN,
+    HOST,
+    NEW_TCP,
     PATIENCE,
+    SDP,
+    TO_PLAIN,
     Task,
     World,
     octets,
@@ -25,6 +30,8 @@ from tests.sdp.world import (
     together,
     writable,
 )
+
+SUBJECTS = (HOST, NEW_TCP, SDP, FROM_PLAIN)
 
 LINGER = struct.Struct("ii")
 STORM = int(os.environ.get("STEERTAG_STORM", "300"))
@@ -70,6 +77,8 @@ def test_a_listener_closes_with_connections_in_its_queue(world: World) -> None:
 
 
 def test_a_port_is_free_again_after_its_listener(world: World) -> None:
+    if world.kind == TO_PLAIN:
+        pytest.skip("not possible here: the attempt over SDP, refused, keeps the host's port")
     with world.listening() as server:
         address = server.getsockname()
     with world.client_socket() as client, pytest.raises(ConnectionRefusedError):
@@ -282,8 +291,11 @@ def test_a_storm_of_connections_that_are_torn_down(world: World) -> None:
 
         def accept() -> None:
             for _ in range(STORM // 3):
-                conn, _ = server.accept()
-                with conn, contextlib.suppress(ConnectionError):
+                try:
+                    conn, _ = server.accept()
+                except ConnectionAbortedError:  # as POSIX has it
+                    continue
+                with conn, contextlib.suppress(OSError):  # ENOTCONN too: it has gone already
                     conn.settimeout(PATIENCE)
                     conn.sendall(octets(1000))
                     read_to_end(conn)

@@ -17,6 +17,7 @@ import socket as std
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ from typing import Any, Final, Self
 
 from steertag import Stack
 from steertag.inet import AF_INET_NEW_TCP
+from steertag.runtime.sdp import fabric_of
+from steertag.sdp.options import AF_INET_SDP, SDP_ZCOPY_THRESH, SOL_SDP
 from steertag.socket import socket
 from tests.support import PROJECT
 
-PATIENCE: Final = 60.0
+PATIENCE: Final = float(os.environ.get("STEERTAG_PATIENCE", "60"))
 """Seconds until something that should happen counts as never happening."""
-AF_INET_SDP: Final = 27
 ANY: Final = ("127.0.0.1", 0)
 
 
@@ -41,12 +43,14 @@ class Kind:
     Attributes:
         server, client: the family numbers.
         processes: whether two processes can talk over it.
+        zcopy_thresh: octets from which SDP doesn't copy; None: as it comes.
     """
 
     name: str
     server: int
     client: int
     processes: bool = True
+    zcopy_thresh: int | None = None
 
     @property
     def sdp(self) -> bool:
@@ -59,7 +63,20 @@ class Kind:
 
 HOST: Final = Kind("host", std.AF_INET, std.AF_INET)
 NEW_TCP: Final = Kind("new_tcp", AF_INET_NEW_TCP, AF_INET_NEW_TCP, processes=False)
-KINDS: Final[tuple[Kind, ...]] = (HOST, NEW_TCP)
+SDP: Final = Kind("sdp", AF_INET_SDP, AF_INET_SDP)
+SDP_ZCOPY: Final = Kind("sdp-zcopy", AF_INET_SDP, AF_INET_SDP, zcopy_thresh=1)
+SDP_BCOPY: Final = Kind("sdp-bcopy", AF_INET_SDP, AF_INET_SDP, zcopy_thresh=0)
+TO_PLAIN: Final = Kind("sdp-to-plain", std.AF_INET, AF_INET_SDP, processes=False)
+FROM_PLAIN: Final = Kind("plain-to-sdp", AF_INET_SDP, std.AF_INET)
+KINDS: Final[tuple[Kind, ...]] = (
+    HOST,
+    NEW_TCP,
+    SDP,
+    SDP_ZCOPY,
+    SDP_BCOPY,
+    TO_PLAIN,
+    FROM_PLAIN,
+)
 
 
 class World:
@@ -73,6 +90,9 @@ class World:
         self._descriptors = descriptors()
         self._threads = set(threading.enumerate())
         self.stack = Stack(rng=random.Random(1), load_observers=None)
+        if self.kind == FROM_PLAIN:
+            self.server_socket().close()  # which brings the family, and its parameters
+            self.stack.sysctl.write("net.sdp.listen_grace", "5")
         return self
 
     def __exit__(
@@ -94,11 +114,19 @@ class World:
         gc.collect()
         with self.stack.lock:
             found = [repr(sk) for sk in self.stack.socks]
-            if not self.kind.name.startswith("new_tcp"):  # its connections wait out TIME_WAIT
-                found += [f"{self.stack.timers.pending} timers"] * bool(self.stack.timers.pending)
-            for prot in self.stack.protocols:
-                if prot.memory_allocated is not None and prot.memory_allocated.value:
-                    found.append(f"{prot.memory_allocated.value} quanta of {prot.name}")
+            fabric = fabric_of(self.stack)
+            own = 0 if fabric is None else 1  # a reactor's, which has had nothing to do for a while
+            if self.kind != NEW_TCP and self.stack.timers.pending > own:  # else in TIME_WAIT
+                found.append(f"{self.stack.timers.pending} timers")
+            found += [
+                f"{prot.memory_allocated.value} quanta of {prot.name}"
+                for prot in self.stack.protocols
+                if prot.memory_allocated is not None and prot.memory_allocated.value
+            ]
+            if fabric is not None:
+                rnic, handlers = fabric.rnic, fabric.reactor.handlers()
+                for each in (rnic.qps, rnic.pds, rnic.table.regions, handlers):
+                    found += map(repr, each)
         return found
 
     def _more_than_before(self) -> list[str]:
@@ -113,11 +141,17 @@ class World:
     # -- sockets --------------------------------------------------------------------------------
 
     def server_socket(self) -> socket:
-        return socket(self.kind.server, std.SOCK_STREAM, stack=self.stack)
+        return self._socket(self.kind.server)
 
     def client_socket(self) -> socket:
-        sock = socket(self.kind.client, std.SOCK_STREAM, stack=self.stack)
+        sock = self._socket(self.kind.client)
         sock.settimeout(PATIENCE)
+        return sock
+
+    def _socket(self, family: int) -> socket:
+        sock = socket(family, std.SOCK_STREAM, stack=self.stack)
+        if family == AF_INET_SDP and self.kind.zcopy_thresh is not None:
+            sock.setsockopt(SOL_SDP, SDP_ZCOPY_THRESH, self.kind.zcopy_thresh)
         return sock
 
     @contextmanager
@@ -126,7 +160,16 @@ class World:
             server.settimeout(PATIENCE)
             server.bind(ANY)
             server.listen(backlog)
+            if self.kind == TO_PLAIN:
+                self._be_found_plain(server)
             yield server
+
+    def _be_found_plain(self, server: socket) -> None:
+        """Refuse a first attempt over SDP, so that clients remember to make none."""
+        connecting = Task(self.connect, server)
+        for _ in range(2):
+            server.accept()[0].close()
+        connecting.result().close()
 
     def connect(self, server: socket) -> socket:
         client = self.client_socket()
@@ -203,12 +246,13 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 
 def eventually(holds: Callable[[], bool], otherwise: Callable[[], str] = str) -> None:
     """Wait for what becomes true by itself, and has no descriptor to wait on."""
-    pause = threading.Event()
-    for turn in range(int(PATIENCE / 0.01)):
-        if holds():
-            return
-        pause.wait(0.001 if turn < 50 else 0.01)
-    raise AssertionError(otherwise())
+    pause, wait = threading.Event(), 0.001
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(otherwise())
+        pause.wait(wait)
+        wait = min(2 * wait, 0.1)
 
 
 def descriptors() -> dict[int, str]:
