@@ -277,6 +277,7 @@ def sdp_close(sk: Sock, timeout: float) -> None:
     # Memory that the peer may read, and whose owner gets it back with this close.
     reset = reset or (sending is not None and not sending[1].done)
     if sdp.plain is not None:
+        sk_wake(sdp, _EVERYTHING)  # who waits in a call is to find the socket closed
         _close_plain(sdp, reset=reset)
     elif sdp.engine is not None and sdp.link is not None and not sdp.engine.ended:
         if reset or sdp.engine.unread or sdp.spare:
