@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         inet_create,
     )
     from steertag.inet.const import AF_INET_NEW_TCP
+    from steertag.patch.install import patch, unpatch
     from steertag.sdp.options import AF_INET_SDP
     from steertag.socket.default import (
         default_stack,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import steertag
+from steertag.patch import wrap_socket
 from tests.patch.support import PATIENCE, answering
 
 
@@ -328,16 +329,14 @@ def test_without_patching_a_function_wraps_a_socket_of_this_process(
 
         def serve() -> None:
             conn, _ = server.accept()
-            with steertag.patch.wrap_socket(server_context, conn, server_side=True) as secure:
+            with wrap_socket(server_context, conn, server_side=True) as secure:
                 echo(secure)
 
         thread = threading.Thread(target=serve)
         thread.start()
         address = server.getsockname()
         plain = ours.create_connection(address, PATIENCE, family=ours.AF_INET_NEW_TCP)
-        with steertag.patch.wrap_socket(
-            client_context, plain, server_hostname="localhost"
-        ) as secure:
+        with wrap_socket(client_context, plain, server_hostname="localhost") as secure:
             secure.sendall(b"hello")
             assert secure.recv(100) == b"hello"
         thread.join(PATIENCE)
