@@ -56,7 +56,7 @@ ABORT: Final = _LINGER.pack(1, 0)
 _INT: Final = struct.Struct("@i")
 MSG_OOB: Final = int(std.MSG_OOB)
 SHUT_WR: Final = int(std.SHUT_WR)
-_READ: Final = select.POLLIN | select.POLLHUP | select.POLLERR | POLLRDHUP
+_READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR | POLLRDHUP
 _WRITE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
 _USUAL: Final = IN | OUT
 _MORE_OUT: Final = 1 << 20
@@ -274,10 +274,11 @@ class Relay:
         if self.sock.released:
             self._fail(errno.ECONNABORTED)
             return
-        if news & select.POLLPRI:
-            self._urgent_in()
-        if news & _READ and not self.over:
-            self.bring_in()
+        if news & _READ:
+            if self._native is None and self.sock.ops.poll(self.sock) & select.POLLPRI:
+                self._urgent_in()  # news of it may be no other than of what is not urgent
+            if not self.over:
+                self.bring_in()
         if not self.over and (
             news & _MORE_OUT or (news & _WRITE and self.outgoing.left is not None)
         ):
@@ -571,12 +572,22 @@ class Relay:
         self.error = error
         self._counters.resets += 1
         self._release()
-        if self.hung_up or self._unread():
+        if self.incoming.fin and not self.lost:
+            self._drop_unsent()  # the stream had ended before: reading finds that, writing EPIPE
+            self.close()
+        elif self.hung_up or self._unread():
             self.close()
         else:
             self._stop_ours()
             self.over = True
             self.owner.relay_reset(error)
+
+    def _drop_unsent(self) -> None:
+        try:
+            while self.ours.recv_into(_SCRATCH):
+                continue
+        except OSError:
+            return  # there is no more, or nobody is left
 
     def _unread(self) -> int:
         answer = fcntl.ioctl(self.ours.fileno(), termios.FIONREAD, bytes(_INT.size))
