@@ -65,7 +65,7 @@ def _probe(sup: Supervisor, sock: Emulated, call: Notification, kind: int, use: 
             sup.known.clear()
         if error and error != errno.ENETDOWN:
             sup.known[sock.family, sock.domain, sock.kind, sock.protocol] = error
-            if sock.domain in _INET and error in _REFUSALS:
+            if sock.domain in _INET and error in _REFUSALS and _host_has(sock):
                 sup.warn(
                     f"family {sock.family} has no sockets of type {sock.kind} and protocol"
                     f" {sock.protocol} ({os.strerror(error)}); the program's are the host's own"
@@ -81,6 +81,14 @@ def _probe(sup: Supervisor, sock: Emulated, call: Notification, kind: int, use: 
 
     sup.data.getsockopt(sock.ident, std.SOL_SOCKET, std.SO_TYPE, _INT, then)
     return None
+
+
+def _host_has(sock: Emulated) -> bool:
+    try:
+        std.socket(sock.domain, sock.kind, sock.protocol).close()
+    except OSError:
+        return False  # so the program is refused as natively
+    return True
 
 
 def _give(sup: Supervisor, sock: Emulated, call: Notification, kind: int) -> int | None:
