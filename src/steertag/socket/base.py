@@ -7,6 +7,7 @@ other family gets one that calls the family and waits for it (process.py).
 
 from __future__ import annotations
 
+import functools
 import socket as std
 from collections.abc import Iterable
 from types import TracebackType
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
 HostSocket = std.socket
 
 
-class socket:  # the standard library's name
+class _Class(type):
+    def __getattr__(cls, name: str) -> Any:
+        """What a socket has, asked of the class: programs look there which calls there are."""
+        found = getattr(HostSocket, name)
+        if not callable(found):
+            return found
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self, name)(*args, **kwargs)
+
+        return functools.wraps(found)(call)
+
+
+class socket(metaclass=_Class):  # the standard library's name
     """A socket of any family that `stack` knows; see the standard library's `socket.socket`.
 
     Args:
