@@ -64,7 +64,7 @@ def test_large_transfers_over_sdp_arrive_unchanged() -> None:
 
 
 def test_a_module_brings_a_family_of_its_own_number() -> None:
-    config = RunConfig(family="host", modules=["tests.run.own_family"])
+    config = RunConfig(family="host", modules=["tests.run.example_family"])
     control = Control(*start(config))
     server = next(control.ids)
     control.client.open(server, AF_EXAMPLE, AF_EXAMPLE, std.SOCK_STREAM, 0)

@@ -1,0 +1,15 @@
+"""A module as `stag run --module` takes it: it brings a family by a number of its own."""
+
+from __future__ import annotations
+
+import new_protocol
+
+from steertag.device.memory import loopback
+from steertag.family import Stack
+
+NODE = "10.0.0.1"
+
+
+def register(stack: Stack) -> None:
+    """The example's family, on a node whose frames come back."""
+    new_protocol.register(stack, loopback(), NODE)
