@@ -90,6 +90,8 @@ class Reactor:
             return
         epoll = self._epoll
         if epoll is None:
+            if not events:
+                return
             epoll = self._open()
         if not events:
             epoll.unregister(fd)
@@ -175,12 +177,13 @@ class Reactor:
 
     def close(self) -> None:
         """In the child of a fork, or at the end: every handler is closed."""
-        for handler in self.handlers():
-            handler.close()
-        self._idle.delete()
+        # First: what is taken out of it in a child is taken out of the parent's, which is the same.
         epoll, self._epoll = self._epoll, None
         if epoll is not None:
             epoll.close()
+        for handler in self.handlers():
+            handler.close()
+        self._idle.delete()
 
     # -- inside --------------------------------------------------------------------------------
 
