@@ -115,7 +115,7 @@ CASE(long_datagrams)
     say_result("recv", recv(server, room, sizeof room, 0));
 }
 
-CASE(several_datagrams_in_a_call)
+CASE_WITH(several_datagrams_in_a_call, CALM)
 {
     struct address address;
     int server = bound(&address), client = make(SOCK_DGRAM);
