@@ -86,7 +86,6 @@ class World:
         self.kind = kind
 
     def __enter__(self) -> Self:
-        gc.collect()
         self._descriptors = descriptors()
         self._threads = set(threading.enumerate())
         self.stack = Stack(rng=random.Random(1), load_observers=None)
@@ -103,15 +102,15 @@ class World:
     ) -> None:
         try:
             if error is None:
-                eventually(lambda: not self.left(), lambda: f"left over: {self.left()}")
+                eventually(gone(self.left), lambda: f"left over: {self.left()}")
         finally:
             self.stack.close()
         if error is None:
-            eventually(self._as_before, lambda: f"left over: {self._more_than_before()}")
+            more = self._more_than_before
+            eventually(gone(more), lambda: f"left over: {more()}")
 
     def left(self) -> list[str]:
         """What a Stack has that no program has open any more."""
-        gc.collect()
         with self.stack.lock:
             found = [repr(sk) for sk in self.stack.socks]
             fabric = fabric_of(self.stack)
@@ -133,10 +132,6 @@ class World:
         more = [f"{fd} {what}" for fd, what in descriptors().items() if fd not in self._descriptors]
         threads = [each for each in threading.enumerate() if each not in self._threads]
         return more + [repr(each) for each in threads]
-
-    def _as_before(self) -> bool:
-        gc.collect()
-        return not self._more_than_before()
 
     # -- sockets --------------------------------------------------------------------------------
 
@@ -253,6 +248,17 @@ def eventually(holds: Callable[[], bool], otherwise: Callable[[], str] = str) ->
             raise AssertionError(otherwise())
         pause.wait(wait)
         wait = min(2 * wait, 0.1)
+
+
+def gone(left: Callable[[], list[str]]) -> Callable[[], bool]:
+    """Whether nothing is left but garbage, if anything."""
+
+    def holds() -> bool:
+        if left():
+            gc.collect()
+        return not left()
+
+    return holds
 
 
 def descriptors() -> dict[int, str]:
