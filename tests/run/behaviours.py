@@ -25,6 +25,7 @@ MODES: Final = {
     "sdp": ["--family", "sdp"],
 }
 """What a program's sockets are served by: the options of `stag run`."""
+PATIENT: Final = "net.sdp.hello_timeout=30000;net.sdp.listen_grace=30000"
 TIMEOUT: Final = 170.0
 Observations = dict[str, str]
 
@@ -76,7 +77,7 @@ def observe(command: Sequence[str], prefix: Sequence[str] = ()) -> Observations:
         timeout=TIMEOUT,
         check=False,
         # Both ends are SDP's: one that is slow to answer is not to be taken for one that isn't.
-        env={**os.environ, "SDP_FALLBACK": "never"},
+        env={**os.environ, "SDP_FALLBACK": "never", "STEERTAG_SYSCTL": PATIENT},
     )
     assert done.returncode == 0, f"{done.returncode}\n{done.stderr}\n{done.stdout[-2000:]}"
     assert "Traceback" not in done.stderr, done.stderr
