@@ -245,6 +245,23 @@ def test_a_stream_that_ends_without_disconn_is_reset_and_what_came_is_readable()
     assert ends.right.read(9000) == 5000
 
 
+def test_a_read_that_was_not_answered_gives_no_octets_though_what_was_sent_behind_it_left() -> None:
+    ends = Ends()
+    ends.left.engine.sendmsg([memoryview(LARGE)])
+    ends.left.send_some(None)
+    ends.right.receive(ends.left.wire.popleft())
+    ends.right.engine.want()
+    assert not ends.right.engine.unread
+    # Nothing of the Read's response comes any more; a message of ours still goes.
+    ends.right.engine.shutdown_send()
+    while ends.right.send_some(None):
+        pass
+    ends.right.qp.stream_lost("reset")
+    ends.right.engine.poll()
+    assert ends.right.read(1 << 20) == 0
+    assert ends.right.engine.error == errno.ECONNRESET
+
+
 def test_a_stream_that_timed_out_says_so() -> None:
     ends = Ends()
     ends.right.qp.stream_lost("connection timed out")

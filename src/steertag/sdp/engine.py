@@ -94,7 +94,7 @@ class Engine:
         self._source = Source(self._channel, tuning, counters, self._act)
         self._sink = Sink(self._channel, tuning, counters, self._act)
         self._closed = False
-        self._started = False
+        self._started = self._flushed = False
         self._heard = 0.0
         self._asked_at: float | None = None
         self._end_by: float | None = None
@@ -191,13 +191,16 @@ class Engine:
         while cq.entries:
             for wc in cq.poll(_BATCH):
                 if wc.status is not _SUCCESS:
+                    # A later Send that had left may still succeed: what it stands behind, a Read
+                    # that was not answered, isn't done all the same.
+                    self._flushed = self._flushed or wc.opcode < WC_RECV
                     continue
                 if wc.opcode == WC_RECV:
                     heard = True
                     if not self._message(wc.wr_id, wc.byte_len):
                         self._violation()
                 elif wc.opcode < WC_RECV:
-                    done = wc.wr_id
+                    done = done if self._flushed else wc.wr_id
                 else:
                     self._violation()
         if done:
