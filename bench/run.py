@@ -147,7 +147,8 @@ def bulk(prefix: Sequence[str], directory: Path, seconds: float) -> Figures:
             f"iperf3 -s -B 127.0.0.1 -p {port}",
             f"iperf3 -c 127.0.0.1 -p {port} -n 1K",
             # The server is busy for a moment after the first test.
-            f"until iperf3 -c 127.0.0.1 -p {port} -t {max(1, int(2 * seconds))} -J >out; do"
+            f"until iperf3 -c 127.0.0.1 -p {port} -t {max(1, int(2 * seconds))} -J >out &&"
+            " grep -q sum_received out; do"
             " sleep 0.1; done; cat out",
         ),
     )

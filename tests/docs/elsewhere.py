@@ -31,6 +31,7 @@ ELSEWHERE: Final[dict[str, str]] = {
     "uv run python bench/many.py": (
         "tests/bench/test_beside_peers.py::test_an_active_connection_among_a_thousand"
     ),
+    "uv run python bench/run.py": "tests/bench/test_run.py::test_programs_beside_themselves",
     "uv run python -m steertag.compat.pyverbs examples/for_pyverbs/pingpong.py": (
         "tests/unit/test_compat_pyverbs.py::test_a_program_for_pyverbs_runs_unchanged"
     ),
