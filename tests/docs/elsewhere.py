@@ -28,6 +28,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "uv run python bench/new_tcp.py": (
         "tests/bench/test_new_tcp.py::test_bulk_beside_the_hosts_loopback"
     ),
+    "uv run python bench/sdp.py": (
+        "tests/bench/test_sdp.py::test_large_sends_beside_the_raw_socket"
+    ),
     "uv run python bench/many.py": (
         "tests/bench/test_beside_peers.py::test_an_active_connection_among_a_thousand"
     ),

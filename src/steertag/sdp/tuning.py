@@ -36,7 +36,7 @@ class Tuning:
         cancel_timeout: for the answer to a cancel; then the stream is reset.
     """
 
-    zcopy_threshold: int = 65536
+    zcopy_threshold: int = 262144
     sink_threshold: int = 262144
     recv_size: int = 32768
     recv_count: int = 32
