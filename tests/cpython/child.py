@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.cpython.substitute import substitute
-from tests.cpython.suites import FAMILIES, ON_LOOPBACK, test_sources
+from tests.cpython.suites import FAMILIES, ON_LOOPBACK, find_test_package
 
 
 class Recorder(unittest.TestResult):
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--class", dest="classes", action="append", default=[])
     args = parser.parse_args()
     faulthandler.enable()
-    sources = test_sources()
+    sources = find_test_package()
     if sources is None:
         sys.exit("this interpreter came without its test package")
     if str(sources) not in sys.path:

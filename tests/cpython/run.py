@@ -29,7 +29,7 @@ from tests.cpython.suites import (
     STREAM_CLASSES,
     Family,
     everything,
-    test_sources,
+    find_test_package,
 )
 
 PROJECT: Final = Path(__file__).resolve().parent.parent.parent
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", metavar="MODULE", default=MODULES)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
-    if test_sources() is None:
+    if find_test_package() is None:
         sys.exit("this interpreter came without its test package: install libpython3-testsuite")
     family = FAMILIES[args.family]
     known, baseline = read_known(family.name), read_baseline()

@@ -105,7 +105,7 @@ def everything() -> bool:
     return os.environ.get(SLOW) == "1"
 
 
-def test_sources() -> Path | None:
+def find_test_package() -> Path | None:
     """The folder that holds the package `test`; None where the interpreter came without it.
 
     Debian has it in `libpython3.N-testsuite`, whatever interpreter of that minor version runs.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cpython.known import FOLDER, read_baseline, read_known
 from tests.cpython.run import classes_of, complaints, run_module
-from tests.cpython.suites import BASELINE, FAMILIES, MODULES, everything, test_sources
+from tests.cpython.suites import BASELINE, FAMILIES, MODULES, everything, find_test_package
 from tests.support import NEEDS
 
 QUICK = (
@@ -40,7 +40,7 @@ RUNS = [
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("family", "module"), RUNS)
 def test_what_fails_is_what_is_known_to_fail(family: str, module: str) -> None:
-    if test_sources() is None:
+    if find_test_package() is None:
         pytest.skip(f"{NEEDS}the interpreter's test package (libpython3.N-testsuite)")
     if not FOLDER.is_dir():
         pytest.skip(f"not possible here: nothing is recorded for Python {FOLDER.name}")
