@@ -9,7 +9,7 @@ import socket as std
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -330,6 +330,46 @@ def test_a_peer_that_says_nothing_is_a_plain_one(closes: bool) -> None:
             assert client.recv(100) == b"220 ready\r\n"
             if closes:
                 assert conn.recv(1) == b""
+
+
+def test_who_looks_too_late_counts_what_has_come_meanwhile() -> None:
+    """Under load the time for a peer's first octets may be over before anybody looks at them."""
+    stack = new_stack()
+    stack.sysctl["net.sdp.listen_grace"] = 300
+    with listening(stack) as server, std.socket() as client:
+        client.settimeout(PATIENCE)
+        reactor = fabric(stack).reactor
+        client.connect(server.getsockname())
+        while len(reactor.handlers()) < 2:
+            os.sched_yield()
+        with stack.lock:
+            client.sendall(
+                StartFrame(reply=False, enhanced=True, private_data=bytes(4) + b"no SDP").emit()
+            )
+            late = reactor.clock() + 0.4
+            while reactor.clock() < late:
+                os.sched_yield()
+        assert client.recv(4096).startswith(b"MPA ID Rep Frame")
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_many_that_are_slow_to_say_what_they_are_are_waited_for() -> None:
+    stack = new_stack()
+    stack.sysctl["net.sdp.listen_grace"] = 60000
+    with listening(stack) as server, ExitStack() as opened_here:
+        server.listen(1)
+        many = [
+            opened_here.enter_context(std.create_connection(server.getsockname()))
+            for _ in range(40)
+        ]
+        reactor = fabric(stack).reactor
+        while len(reactor.handlers()) < 1 + len(many):
+            os.sched_yield()
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_a_passive_side_may_speak_first_over_sdp() -> None:

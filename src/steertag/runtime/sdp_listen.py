@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _ACCEPTS: Final = 16
 _PAUSE: Final = 0.1
 """Seconds to leave peers in the backlog when there is no descriptor for them."""
+_PENDING: Final = 256
+"""Connections that may be undecided at once, however small the listener's backlog: one that is
+decided on for want of room is taken for plain though it may only be slow."""
 _KEY_LEN: Final = len(KEY_REQUEST)
 
 
@@ -102,7 +105,7 @@ class Accepting:
 
     def _make_room(self) -> None:
         """Of too many that are being set up, the oldest makes room: it had the most time."""
-        if len(self._pending) > max(self.sk.sk_max_ack_backlog, 16):
+        if len(self._pending) > max(self.sk.sk_max_ack_backlog, _PENDING):
             next(iter(self._pending)).hurry()
 
     def handle_timer(self, now: float) -> None:
@@ -155,7 +158,7 @@ class Pending:
     def hurry(self) -> None:
         """Others wait: what isn't known yet counts as plain, what isn't set up is closed."""
         if self._link is None:
-            self._plain(Reason.SILENT_PEER)
+            self._decide()
         else:
             self.close()
 
@@ -204,7 +207,13 @@ class Pending:
 
     def handle_timer(self, now: float) -> None:
         self.deadline = None
-        self._plain(Reason.PLAIN_PEER if self._partial else Reason.SILENT_PEER)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Its time is over. Who decides may be late: what has come meanwhile counts."""
+        self.pump()
+        if self._link is None and not self._over:
+            self._plain(Reason.PLAIN_PEER if self._partial else Reason.SILENT_PEER)
 
     def block(self, timeout: float | None) -> bool | None:
         """Its socket doesn't block."""
