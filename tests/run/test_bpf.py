@@ -56,6 +56,19 @@ def test_messages_are_looked_at_only_where_datagrams_are_served(calls: Syscalls,
 
 
 @both
+@pytest.mark.parametrize("datagrams", [False, True])
+def test_whoever_asks_for_the_error_queue_is_looked_at(calls: Syscalls, datagrams: bool) -> None:
+    asks = std.MSG_ERRQUEUE | std.MSG_TRUNC
+    for name, flags in bpf.RECEIVING.items():
+        arguments = [0x1000] * flags + [asks]
+        arguments[0] = 3
+        assert verdict(calls, name, *arguments, datagrams=datagrams) == NOTIFY
+        arguments[flags] = std.MSG_TRUNC
+        plain = NOTIFY if datagrams and name != "recvfrom" else ALLOW
+        assert verdict(calls, name, *arguments, datagrams=datagrams) == plain
+
+
+@both
 @pytest.mark.parametrize("address", [0x1000, 0x7FFF_0000_0000], ids=["low", "high half alone"])
 def test_sendto_is_looked_at_only_with_an_address(calls: Syscalls, address: int) -> None:
     assert verdict(calls, "sendto", 3, 0x1000, 10, 0, address, 16) == NOTIFY

@@ -41,8 +41,12 @@ ALWAYS: Final = (
     *("getsockopt", "shutdown"),
 )
 """Calls that are looked at whatever socket they are for: a filter sees no more than its number."""
-OF_DATAGRAMS: Final = ("sendmsg", "recvmsg", "sendmmsg", "recvmmsg")
-"""Calls with an address that a filter doesn't see; looked at where datagrams are served."""
+OF_DATAGRAMS: Final = ("sendmsg", "sendmmsg")
+"""Calls with an address that a filter doesn't see; looked at where datagrams are served, like those
+of RECEIVING."""
+RECEIVING: Final = {"recvfrom": 3, "recvmsg": 2, "recvmmsg": 3}
+"""Calls that may ask for the error queue, which a socket pair knows nothing of, and which argument
+has their flags."""
 NATIVE_OPTIONS: Final = (
     socket.SO_RCVLOWAT,
     socket.SO_OOBINLINE,
@@ -72,11 +76,10 @@ def program(
         *_case(calls["setsockopt"], _setsockopt()),
         *_case(calls["sendto"], _unless_null(4)),
     ]
-    names = list(ALWAYS)
-    if datagrams:
-        rows += _case(calls["recvfrom"], _unless_null(4))
-        names += OF_DATAGRAMS
-    for name in names:
+    for name, flags in RECEIVING.items():
+        data = ALLOW if not datagrams else _unless_null(4) if name == "recvfrom" else NOTIFY
+        rows += _case(calls[name], _if_set(flags, socket.MSG_ERRQUEUE, data))
+    for name in (*ALWAYS, *OF_DATAGRAMS) if datagrams else ALWAYS:
         rows += _case(calls[name], NOTIFY)
     return rows + ALLOW
 
@@ -130,6 +133,11 @@ def _unless_null(argument: int) -> list[Instruction]:
         *NOTIFY,
         *ALLOW,
     ]
+
+
+def _if_set(argument: int, mask: int, otherwise: Sequence[Instruction]) -> list[Instruction]:
+    """Looked at if one of these bits is set in that argument."""
+    return [_load(argument), (ALU_AND_K, 0, 0, mask), (JEQ_K, 1, 0, 0), *NOTIFY, *otherwise]
 
 
 def evaluate(

@@ -230,7 +230,14 @@ def _broken(sup: Supervisor, call: Notification, flags: int) -> int:
 # -- receiving -------------------------------------------------------------------------------------
 
 
+def _no_errors(flags: int) -> None:
+    """The error queue is always empty (what fills it is refused), and nobody waits for it."""
+    if flags & std.MSG_ERRQUEUE:
+        raise os_error(errno.EAGAIN)
+
+
 def recvfrom(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
+    _no_errors(call[ARG0 + 3])
     if sock.stream:
         return PROCEED
 
@@ -249,6 +256,7 @@ def recvmsg(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
 def recvmmsg(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
     """One of them, which is a result that the call may have."""
     headers = call[ARG0 + 1]
+    _no_errors(call[ARG0 + 3])
     if not call[ARG0 + 2] & 0xFFFF_FFFF or not _any_name(sup, call, headers, 1):
         return PROCEED
     flags = call[ARG0 + 3] & 0xFFFF_FFFF & ~int(getattr(std, "MSG_WAITFORONE", 0x10000))
@@ -258,6 +266,7 @@ def recvmmsg(sup: Supervisor, sock: Emulated, call: Notification) -> int | None:
 def _recvmsg(
     sup: Supervisor, sock: Emulated, call: Notification, header: int, flags: int, length: int
 ) -> int | None:
+    _no_errors(flags)
     if sock.stream:
         return PROCEED
     name, namelen, parts = _header(sup, call, header)

@@ -166,6 +166,17 @@ CASE(nothing_to_read)
     say_result("no_room", recv(client, &octet, 0, MSG_DONTWAIT));
 }
 
+CASE(error_queue)
+{
+    int client, server;
+    connected(&client, &server);
+    char octet;
+    struct iovec part = {&octet, 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    say_result("recvmsg", recvmsg(client, &message, MSG_ERRQUEUE | MSG_TRUNC));
+    say_result("recv", recv(client, &octet, 1, MSG_ERRQUEUE));
+}
+
 CASE(peeking)
 {
     int client, server;
