@@ -57,6 +57,14 @@ def test_window_scaling_that_is_switched_off_is_not_offered(s: Script) -> None:
     s.expect("S. 0:0(0) ack 1 <mss 1460,sackOK,TS>")
 
 
+@conformance()
+def test_a_buffer_that_is_smaller_than_a_segment_offers_no_more_than_it_has(s: Script) -> None:
+    s.listener(SO_RCVBUF=1200)
+    s.inject("S 0:0(0) win 65535 <mss 1460>")
+    answer = s.expect("S. 0:0(0) ack 1 <mss 1460>")
+    assert answer.window == 1200
+
+
 @conformance(v=(4, 6))
 def test_connect_sends_a_syn_and_ends_with_the_ack_of_its_answer(s: Script) -> None:
     sock = s.socket()

@@ -58,7 +58,7 @@ def tcp_initial_window(sk: TcpSock, advmss: int) -> tuple[int, int, int]:
         space = min(space, clamp)
     if space > advmss:
         space = space // advmss * advmss
-    window = min(max(space, advmss), _MAX_UNSCALED)
+    window = min(space, _MAX_UNSCALED)
     return window, shift, min(clamp or _MAX_UNSCALED << _MAX_WSCALE, _MAX_UNSCALED << shift)
 
 
