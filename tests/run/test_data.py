@@ -16,6 +16,7 @@ from steertag.run.data import Data, family_number, open_stack, start
 from steertag.run.launch import RunConfig
 from steertag.run.poller import Poller
 from steertag.run.sockaddr import emit, parse
+from steertag.socket import default
 from tests.run.support import Control, running
 
 AF_EXAMPLE = 64
@@ -63,6 +64,13 @@ def test_large_transfers_over_sdp_arrive_unchanged() -> None:
     assert got == text
 
 
+@pytest.fixture
+def nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the command's own has a default Stack that nothing was done with yet."""
+    monkeypatch.setattr(default, "_default", None)
+
+
+@pytest.mark.usefixtures("nothing_done")
 def test_a_module_brings_a_family_of_its_own_number() -> None:
     config = RunConfig(family="host", modules=["tests.run.example_family"])
     control = Control(*start(config))
@@ -97,6 +105,7 @@ def test_families_have_names(name: str, number: int) -> None:
         assert family_number(name, std.AF_INET6) == std.AF_INET6
 
 
+@pytest.mark.usefixtures("nothing_done")
 def test_a_device_that_describes_none_fails_the_start() -> None:
     with pytest.raises(OSError, match="STEERTAG_DEVICE") as caught:
         start(RunConfig(family="new_tcp", device="nonsense"))
