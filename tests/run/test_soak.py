@@ -16,6 +16,9 @@ from tests.run.applications import Application, need
 from tests.run.behaviours import supervised
 
 CONNECTIONS = int(os.environ.get("STEERTAG_SOAK", "1000"))
+LEVELS_OFF = 32 * 1024
+"""KiB that a process may grow by, however many connections: what is in TIME-WAIT or garbage, which
+levels off within some thousands of them."""
 STATS = re.compile(r"(\S+)=(\d+)")
 # What redis-benchmark does with -k 0: a connection for each request.
 SOAK = """\
@@ -77,4 +80,4 @@ def assert_no_growth(printed: str) -> None:
     for pid in both:
         (descriptors, kib), (descriptors_then, kib_then) = seen["before"][pid], seen["after"][pid]
         assert descriptors_then <= descriptors + 8, printed
-        assert kib_then <= kib * 1.3 + 4096, printed
+        assert kib_then <= kib + LEVELS_OFF, printed
