@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from steertag.errors import StateError
 from steertag.family.sock import POLLRDHUP
 from steertag.rdma.cq import CompletionQueue
-from steertag.runtime.driver import MSG_DONTWAIT, StreamDriver
+from steertag.runtime.driver import CLOSE_TIMEOUT, MSG_DONTWAIT, StreamDriver
 from steertag.runtime.sdp_transport import KernelTransport
 from steertag.sdp.engine import Engine
 from steertag.sdp.proto import sdp_drained, sdp_event
@@ -188,6 +188,13 @@ class SdpLink(StreamDriver):
             self._parts.release()
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _linger(self) -> None:
+        """After an orderly end the peer may still have much to read: to close before it has would
+        make the host reset the stream as soon as the peer says anything, and drop the rest."""
+        super()._linger()
+        if self._parts is not None and not self._parts.engine.error:
+            self._linger_until = self._loop.clock() + CLOSE_TIMEOUT
 
     def _turn(self) -> None:
         """Octets were moved: let the engine act on it, and send what it has to say."""
