@@ -6,7 +6,7 @@ The suite itself is C (behaviour/*.c). It mostly waits, so that its runs go on s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(600)  # the first one waits for all
 PAGE = PROJECT / "docs" / "reference" / "run-limits.md"
 NATIVE = "natively"
 STORM = ("-s", "2000")
+ATTEMPTS = 3
 VARIANTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     **{mode: (mode, (), ()) for mode in MODES},
     **{
@@ -50,15 +51,22 @@ class Runs:
                 observe, [str(program), "-c", "127.0.0.2", *STORM]
             ),
         }
+        self._commands: dict[str, tuple[list[str], list[str]]] = {}
         for number, (name, (mode, options, arguments)) in enumerate(VARIANTS.items(), 3):
             # An address for each, so that no run finds another's sockets on a port that it takes
             # for free; AF_INET_NEW_TCP has a loopback for itself.
             address = "127.0.0.1" if mode == "new_tcp" else f"127.0.0.{number}"
             command = [str(program), "-c", address, *arguments]
-            self._found[name] = pool.submit(observe, command, supervised(mode, *options))
+            self._commands[name] = command, supervised(mode, *options)
+            self._found[name] = pool.submit(observe, *self._commands[name])
 
     def __getitem__(self, name: str) -> Observations:
         return self._found[name].result()
+
+    def again(self, name: str) -> Observations:
+        """Another run, by itself."""
+        wait(self._found.values())
+        return observe(*self._commands[name])
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +91,14 @@ def test_every_case_of_the_suite_comes_to_its_end(runs: Runs) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_differs_is_what_the_table_says(name: str, runs: Runs) -> None:
+    """What is seen among six runs at a time, and not again in a run by itself, hangs on time."""
     mode = VARIANTS[name][0]
-    assert complaints(mode, runs[NATIVE], runs[name]) == []
+    wrong = complaints(mode, runs[NATIVE], runs[name])
+    for _ in range(ATTEMPTS - 1):
+        if wrong:
+            found = complaints(mode, runs[NATIVE], runs.again(name))
+            wrong = [line for line in wrong if line in found]
+    assert wrong == []
 
 
 def test_the_page_shows_the_table() -> None:
