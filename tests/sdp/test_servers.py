@@ -133,19 +133,15 @@ class StateMachine:
         while moved:
             moved = False
             if not self.ended and len(self.owed) < 1 << 20:
-                try:
+                with contextlib.suppress(BlockingIOError):
                     part = self.conn.recv(1 << 16)
                     self.owed += part
                     self.ended = not part
                     moved = True
-                except BlockingIOError:
-                    pass
             if self.owed:
-                try:
+                with contextlib.suppress(BlockingIOError):
                     del self.owed[: self.conn.send(bytes(self.owed))]
                     moved = True
-                except BlockingIOError:
-                    pass
 
     @property
     def finished(self) -> bool:

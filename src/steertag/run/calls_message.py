@@ -231,7 +231,7 @@ def _broken(sup: Supervisor, call: Notification, flags: int) -> int:
 
 
 def _no_errors(flags: int) -> None:
-    """The error queue is always empty (what fills it is refused), and nobody waits for it."""
+    """A family's error queue does not reach the program, whose own is empty; nobody waits."""
     if flags & std.MSG_ERRQUEUE:
         raise os_error(errno.EAGAIN)
 

@@ -128,7 +128,7 @@ class Emulated:
             while True:
                 self.filled += theirs.send(FILL, std.MSG_DONTWAIT)
         except BlockingIOError:
-            pass
+            return  # full
 
     def drain(self) -> None:
         """Take back exactly that: the program may write at the first octet of room."""

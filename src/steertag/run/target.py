@@ -169,7 +169,7 @@ class Target:
                     if line.startswith(b"Tgid:"):
                         return int(line[5:])
         except FileNotFoundError:
-            pass
+            raise os_error(errno.ESRCH) from None
         raise os_error(errno.ESRCH)
 
     def catches_signals(self, tid: int) -> bool:
