@@ -14,16 +14,16 @@ _THERE_BEFORE: Final = (
 )
 ELSEWHERE: Final[dict[str, str]] = {
     "pip install uv": ".ci/run: pip install",
-    "pip install uv && uv run stag demo": ".ci/run: step demo uv run stag demo",
-    "pip install uv && uv run pytest": ".ci/run: step tests uv run pytest",
+    "pip install uv && uv run stag demo": ".ci/run: uv run stag demo",
+    "pip install uv && uv run pytest -n auto": ".ci/run: uv run pytest -n auto",
     "unshare -Urn": (
         "tests/interop/test_new_tcp_mover.py::test_a_namespace_of_anybody_s_own_will_do"
     ),
     'ip tuntap add dev stag0 mode tun user "$USER" vnet_hdr': _THERE_BEFORE,
     "ip address add 10.9.0.1/24 dev stag0": _THERE_BEFORE,
     "ip link set stag0 up": _THERE_BEFORE,
-    "uv run pytest": ".ci/run: step tests uv run pytest",
-    "uv run pytest -m bench -s": ".ci/run: step bench uv run pytest -m bench -s",
+    "uv run pytest -n auto": ".ci/run: uv run pytest -n auto",
+    "uv run pytest -m bench -s": ".ci/run: uv run pytest -m bench -s",
     "uv run python bench/ucx.py": "tests/bench/test_beside_peers.py::test_the_rnic_beside_ucx",
     "uv run python bench/new_tcp.py": (
         "tests/bench/test_new_tcp.py::test_bulk_beside_the_hosts_loopback"
