@@ -8,12 +8,16 @@ import select
 import socket as std
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from steertag import AF_INET_SDP, Stack, socket
+from steertag.family.msg import MsgHdr
+from steertag.family.net import sock_recvmsg
+from steertag.runtime.netdev import ensure_driver
 from steertag.runtime.sdp import SdpConfig, SdpFabric, fabric_of, register
 from tests.unit.test_sdp_conformance import LOOPBACK, close_stacks, opened
 
@@ -202,6 +206,27 @@ def test_two_threads_read_one_socket_and_miss_nothing() -> None:
         for reader in readers:
             reader.join(PATIENCE)
     assert sum(counts) == len(LARGE) + 1000
+
+
+def test_who_was_kept_waiting_by_a_receive_hears_of_its_end() -> None:
+    """Whether it waits already, or is only about to: it has been told to, and nothing comes."""
+    world = World()
+    with world.pair() as (client, conn):
+        sock = conn.kernel
+        first, second = (MsgHdr((memoryview(bytearray(65536)),)) for _ in range(2))
+        first.msg_waits = True
+        with pytest.raises(BlockingIOError):
+            sock_recvmsg(sock, first)
+        client.sendall(b"x")
+        arrived = sock.sk.receiving[1]  # type: ignore[union-attr]
+        assert ensure_driver(world.stack).wait_until(
+            sock, lambda: arrived.done, time.monotonic() + PATIENCE
+        )
+        seen = sock.news
+        with pytest.raises(BlockingIOError):
+            sock_recvmsg(sock, second)
+        assert sock_recvmsg(sock, first) == 1
+        assert sock.news != seen
 
 
 def test_a_close_ends_the_wait_of_another_thread() -> None:

@@ -188,8 +188,8 @@ def _collect_received(sk: SdpSock, msg: MsgHdr, flags: int) -> int:
         raise os_error(errno.EAGAIN)
     sk.receiving = None
     sdp_charge(sk)
-    if sk.sk_socket is not None and sk.sk_socket.wait_queue:
-        sk.sk_socket.wake(POLLIN)  # who else reads was kept waiting
+    if sk.sk_socket is not None:
+        sk.sk_socket.wake(POLLIN)  # who else reads was kept waiting, or is about to wait
     if transfer.octets:
         if sk.link is not None:
             sk.link.flush()
@@ -276,8 +276,8 @@ def _collect_sent(sk: SdpSock, transfer: Transfer) -> int:
         raise os_error(errno.EAGAIN)
     sk.sending = None
     sdp_charge(sk)
-    if sk.sk_socket is not None and sk.sk_socket.wait_queue:
-        sk.sk_socket.wake(POLLOUT)  # who else sends was kept waiting
+    if sk.sk_socket is not None:
+        sk.sk_socket.wake(POLLOUT)  # who else sends was kept waiting, or is about to wait
     if transfer.octets:
         return transfer.octets
     if transfer.error and not sk.sk_err:
