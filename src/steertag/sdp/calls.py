@@ -44,6 +44,7 @@ from steertag.sdp.options import (
     POLLRDHUP,
 )
 from steertag.sdp.sock import SdpSock, sdp_sk
+from steertag.sdp.source import KEPT
 
 if TYPE_CHECKING:
     from steertag.family.msg import MsgHdr
@@ -262,7 +263,7 @@ def _to_be_lent(sk: SdpSock, part: memoryview) -> bool:
         return False
     if not part.readonly or type(part.obj) is not bytes:
         return True
-    return sk.engine is not None and len(part) > sk.engine.tuning.snd_bytes
+    return sk.engine is not None and len(part) > sk.engine.tuning.snd_bytes * KEPT // 2
 
 
 def _collect_sent(sk: SdpSock, transfer: Transfer) -> int:

@@ -40,6 +40,9 @@ _MIN_PEER_SIZE: Final = 128
 _DATA: Final = sdp.DATA
 _DATA_INDEX: Final = sdp.mid_index(sdp.DATA)
 _UNPACK: Final = sdp.BSDH.unpack_from
+_HOLD: Final = 0.01
+"""Seconds that advertised octets wait for the buffer of somebody who has received so before: for
+longer the peer isn't kept waiting by one who is busy elsewhere."""
 _EVERYTHING: Final = POLLIN | POLLOUT | POLLERR | POLLHUP | POLLRDHUP
 _SUCCESS: Final = WcStatus.SUCCESS
 
@@ -99,6 +102,7 @@ class Engine:
         self._asked_at: float | None = None
         self._end_by: float | None = None
         self._cancel_by: float | None = None
+        self._hold_by: float | None = None
         self._handlers: dict[int, Callable[[int, memoryview, int], bool]] = {
             sdp.DISCONN: self._on_disconn,
             sdp.ABORT_CONN: self._on_abort,
@@ -248,7 +252,7 @@ class Engine:
         if sink.urgent_news:
             sink.urgent_news = False
             mask |= POLLPRI
-        if source.transfers_done or (source.short and self.writable()):
+        if source.transfers_done or (source.short and source.has_room()):
             source.transfers_done = source.short = False
             mask |= POLLOUT
         if mask:
@@ -608,6 +612,12 @@ class Engine:
             due = self._cancel_by if due is None else min(due, self._cancel_by)
         else:
             self._cancel_by = None
+        if self._sink.holding:
+            if self._hold_by is None:
+                self._hold_by = self._clock() + _HOLD
+            due = self._hold_by if due is None else min(due, self._hold_by)
+        else:
+            self._hold_by = None
         if self.tuning.keepalive and self.state < SdpState.CLOSING and self._started:
             at = self._heard + self.tuning.keepalive
             if self._asked_at is not None:
@@ -620,6 +630,8 @@ class Engine:
         if self.ended:
             self.deadline = None
             return
+        if self._hold_by is not None and now >= self._hold_by:
+            self.want()
         if self._end_by is not None and now >= self._end_by:
             self._end_by = None
             if self.state < SdpState.CLOSING:

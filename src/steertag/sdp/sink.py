@@ -28,8 +28,9 @@ from steertag.wire import sdp
 if TYPE_CHECKING:
     from steertag.sdp.engine import Writer
 
-IN_PLACE_MIN: Final = 16384
-"""Octets from which on reading a part of a source straight into the waiting buffer pays."""
+IN_PLACE_MIN: Final = 262144
+"""Octets from which on reading a part of a source straight into the waiting buffer pays: for fewer
+more is read ahead, and copied."""
 COPY_MAX: Final = 2048
 """Octets of a message that are copied out of its receive buffer, so that it is free at once."""
 _TRUESIZE: Final = 128
@@ -88,7 +89,7 @@ class Sink:
         self._waiter: Transfer | None = None
         self._place = memoryview(b"")
         self._hold = False
-        """Nothing is read ahead until somebody asks, or waits: see `want`."""
+        """Nothing is read ahead until somebody asks, or waits, or time has passed: see `want`."""
         self._filling = 0
         """Reads that go into `_place`, and the octets they were begun for."""
         self._asked = 0
@@ -236,7 +237,7 @@ class Sink:
                 if self._may_fill(size, left):
                     begun = self._read_in_place(advert, size)
                 else:
-                    if self._filling and not self._tuning.read_ahead:
+                    if self._leave_to_waiter():
                         return True
                     room = self._tuning.rcv_bytes - self._held
                     count = min(left, self._tuning.read_size)
@@ -246,6 +247,13 @@ class Sink:
                 if not begun:
                     return self._refuse() if not self._reads else True
         return True
+
+    def _leave_to_waiter(self) -> bool:
+        """Whether the next octets stay the peer's until there is a buffer that they may go straight
+        into: what is under way ends this call, and the next one has one."""
+        if self._waiter is None or self._tuning.read_ahead:
+            return False
+        return self._asked > 0 or bool(self._reads)
 
     def _may_fill(self, size: int, left: int) -> bool:
         """Whether the next octets of the stream may go straight into the waiting buffer."""
@@ -353,8 +361,6 @@ class Sink:
             self._filling -= 1
             self.read_more()
             if not self._filling:
-                # Whoever waits so will soon wait again: the next octets go straight to it, too.
-                self._hold = bool(self._adverts) and not self._reads
                 self._waiter_done()
             return
         if self.discard:
@@ -439,6 +445,8 @@ class Sink:
 
     def _waiter_done(self) -> None:
         waiter, self._waiter = self._waiter, None
+        # Who waits with a large buffer will soon wait again: the next octets go straight to it.
+        self._hold = len(self._place) >= IN_PLACE_MIN
         self._place = memoryview(b"")
         self._filling = self._asked = 0
         self._release_sink()
@@ -534,8 +542,14 @@ class Sink:
         """The peer is to answer for memory of the application's that it may still touch."""
         return self._waiter is not None and self._waiter.cancelled
 
+    @property
+    def holding(self) -> bool:
+        """Advertised octets are left where they are, for the buffer of the next call."""
+        return self._hold and bool(self._adverts) and self._waiter is None
+
     def want(self) -> None:
-        """Somebody looks for octets, without a buffer that they could go straight into."""
+        """Somebody looks for octets, without a buffer that they could go straight into; or none
+        has come for a while."""
         if self._hold:
             self._hold = False
             self.read_more()

@@ -28,6 +28,8 @@ _BLANK: Final = bytes(_HEADER)
 _POS_MASK: Final = 0xFFFFFFFF
 MAX_ADVERT: Final = 1 << 30
 """Octets advertised at once."""
+KEPT: Final = 8
+"""Times `snd_bytes` that memory which can't change may have: it is kept, and nothing copied."""
 _RETIRED: Final = 64
 """Regions of memory that can't change, already read, whose deregistration may wait."""
 
@@ -82,6 +84,8 @@ class Source:
         """A transfer has become done since the engine looked."""
         self.short = False
         """Somebody was told that there is no room."""
+        self._short_of = 0
+        """Octets of room for memory that can't change which they would have taken; 0: of others."""
         self._channel, self._tuning, self._counters = channel, tuning, counters
         self._queue: deque[bytearray | Out] = deque()
         # Octets of out-of-band data end these queued messages.
@@ -127,20 +131,20 @@ class Source:
         return taken
 
     def _take(self, parts: Sequence[memoryview]) -> int:
-        taken = 0
+        taken = self._short_of = 0
         threshold = self._tuning.zcopy_threshold
         for part in parts:
             count = len(part)
+            if threshold and count >= threshold and type(part.obj) is bytes and part.readonly:
+                count = self._keep(part[:MAX_ADVERT])
+                taken += count
+                if count < len(part):
+                    break
+                continue
             room = self.room()
             if room <= 0:
                 break
-            if threshold and count >= threshold and type(part.obj) is bytes and part.readonly:
-                if room < count and room < min(threshold, self._tuning.snd_bytes // 4):
-                    break
-                count = min(count, room, MAX_ADVERT)
-                self._queue.append(Out(part[:count], None))
-                self._queued += count
-            elif self._sinks and count >= WRITE_MIN and not self._queue:
+            if self._sinks and count >= WRITE_MIN and not self._queue:
                 count = min(count, room, self._sinks[0].length)
                 self._queue.append(Out(memoryview(bytes(part[:count])), None))
                 self._queued += count
@@ -153,6 +157,30 @@ class Source:
         if taken < sum(map(len, parts)):
             self.short = True
         return taken
+
+    def _keep(self, part: memoryview) -> int:
+        """Take memory that can't change, without a copy: octets taken. It is rather kept whole
+        later than in pieces, each of which is an advertisement of its own."""
+        count, room = len(part), self._kept_room()
+        if room < count:
+            least = min(count, self._tuning.snd_bytes * KEPT // 2)
+            if room < least:
+                self._short_of = least
+                return 0
+            part = part[:room]
+        self._queue.append(Out(part, None))
+        self._queued += len(part)
+        return len(part)
+
+    def _kept_room(self) -> int:
+        used = self._queued + self._held + self._channel.unsent
+        return self._tuning.snd_bytes * KEPT - used
+
+    def has_room(self) -> bool:
+        """There is again, for those who were `short` of it."""
+        if self.room() >= self._tuning.snd_bytes >> 2:
+            return True
+        return 0 < self._short_of <= self._kept_room()
 
     def _copy(self, part: memoryview) -> None:
         """Cut into messages with room for their headers; small ones are joined."""
