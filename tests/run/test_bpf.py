@@ -43,6 +43,19 @@ def test_only_sockets_of_the_families_and_types_asked_for_are_looked_at(calls: S
 
 
 @both
+def test_further_families_are_looked_at_where_modules_may_register_them(calls: Syscalls) -> None:
+    rows = bpf.program(calls, SERVED, others=(std.AF_UNIX, std.AF_INET, std.AF_NETLINK))
+
+    def of(family: int, kind: int) -> int:
+        return bpf.evaluate(rows, calls["socket"], calls.arch, (family, kind, 0))
+
+    assert of(64, std.SOCK_STREAM) == of(64, std.SOCK_DGRAM) == NOTIFY
+    assert of(std.AF_UNIX, std.SOCK_STREAM) == of(std.AF_NETLINK, std.SOCK_RAW) == ALLOW
+    assert of(std.AF_INET, std.SOCK_STREAM) == NOTIFY
+    assert of(std.AF_INET, std.SOCK_DGRAM) == ALLOW  # as without others
+
+
+@both
 @pytest.mark.parametrize("name", bpf.ALWAYS)
 def test_calls_about_connections_are_looked_at(calls: Syscalls, name: str) -> None:
     assert verdict(calls, name, 3) == NOTIFY

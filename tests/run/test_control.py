@@ -67,7 +67,7 @@ def test_a_program_killed_by_a_signal_is_reported_as_a_shell_does() -> None:
 def test_a_program_that_is_not_there_is_127_and_one_line() -> None:
     done = supervised("no-such-program")
     assert (done.returncode, done.stdout) == (127, "")
-    assert done.stderr == "stag run: no-such-program: No such file or directory\n"
+    assert done.stderr == "stag run: no-such-program: there is no such program in PATH\n"
 
 
 def test_a_file_that_is_no_program_is_126(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_daemon_keeps_its_sockets_though_its_parent_has_ended() -> None:
 def test_a_second_supervisor_inside_the_first_says_why_it_cannot_be() -> None:
     done = supervised(*STAG, "--family", "host", "--relay", "true")
     assert done.returncode == 125
-    assert "under a supervisor already" in done.stderr
+    assert "under a `stag run` already" in done.stderr
     assert "Traceback" not in done.stderr
 
 

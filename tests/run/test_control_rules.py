@@ -113,6 +113,15 @@ def test_a_rule_that_cannot_match_such_a_socket_does_not_hold_it_up() -> None:
     assert plan.at_socket(INET, STREAM, "/usr/bin/ssh")[0] == UNDECIDED
 
 
+def test_with_modules_to_import_the_stack_is_asked_about_every_number_but_the_hosts() -> None:
+    assert Plan(RunConfig(family="sdp")).others is None
+    plan = Plan(RunConfig(family="sdp", modules=["own_family"]))
+    assert plan.others is not None
+    assert {int(std.AF_UNIX), INET, INET6} < set(plan.others)
+    assert plan.at_socket(64, STREAM, "x")[0] == 64
+    assert plan.datagrams
+
+
 @pytest.mark.parametrize(
     ("asked", "before", "after", "becomes"),
     [
@@ -249,13 +258,32 @@ print(os.read(server, 100).decode(), peer.raw[4:8] == bytes([127, 0, 0, 1]))
 """
 
 
+@pytest.mark.parametrize(
+    "family", [("--family", "64"), ("--family", "sdp"), ("--family", "host"), ()]
+)
 def test_a_third_partys_family_is_served_by_its_own_number(
+    family: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    options = ("--import", "own_family", *family)
+    said = script(BY_NUMBER, options=options).splitlines()
+    assert said == ["ESOCKTNOSUPPORT EPROTONOSUPPORT", "by number True"]
+
+
+def test_a_number_that_nobody_registered_is_the_kernels_to_refuse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    options = ("--import", "own_family", "--family", "64")
-    said = script(BY_NUMBER, options=options).splitlines()
-    assert said == ["ESOCKTNOSUPPORT EPROTONOSUPPORT", "by number True"]
+    text = """
+import errno, socket
+for family, kind in ((65, socket.SOCK_STREAM), (socket.AF_NETLINK, socket.SOCK_RAW)):
+    try:
+        print(family, socket.socket(family, kind).family)
+    except OSError as error:
+        print(family, errno.errorcode[error.errno])
+"""
+    said = script(text, options=("--import", "own_family")).splitlines()
+    assert said == ["65 EAFNOSUPPORT", "16 16"]
 
 
 def test_a_program_of_the_hosts_families_goes_over_a_third_partys(

@@ -6,6 +6,7 @@ Its options end at the first word that is none: `stag run --family sdp curl -s U
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -73,12 +74,15 @@ def _endpoint(text: str) -> Endpoint:
     elif ":" in host:
         raise ValueError(f"{text!r}: write [{host}]:{port}")
     if host != "*":
-        host = str(ipaddress.ip_address(host))
+        try:
+            host = str(ipaddress.ip_address(host))
+        except ValueError:
+            raise ValueError(f"{host!r} is no IP address, nor * for any") from None
     return host, 0 if port == "*" else int(port)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"stag: {message}", err=True)
+    click.echo(f"stag run: {message}", err=True)
     sys.exit(code)
 
 
@@ -112,6 +116,13 @@ def _devices(family: str, specs: Sequence[str]) -> str | None:
     return ";".join(specs)
 
 
+def _importable(modules: Sequence[str]) -> Sequence[str]:
+    """As `python -m` has it: modules are looked for in the working directory too."""
+    if modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return modules
+
+
 def _check(as_json: bool) -> NoReturn:
     from steertag.run import check
 
@@ -129,8 +140,7 @@ def _run(command: Sequence[str], config: RunConfig) -> NoReturn:
     try:
         status = launch(command, config)
     except OSError as error:
-        reason = error.strerror or str(error)
-        _fail(f"run: {reason}; `stag run --check` says what is missing here", _FAILED)
+        _fail(error.strerror or str(error), _FAILED)
     sys.exit(128 - status if status < 0 else status)
 
 
@@ -210,6 +220,8 @@ def run(
         raise click.UsageError("--json is of --check")
     if not command:
         raise click.UsageError("name a program to run, as in: stag run curl http://127.0.0.1/")
+    if rtt and family == "host" and not relay and rules_file is None:
+        raise click.UsageError("--rtt is for connections that are relayed; add --relay")
     from steertag.run.launch import RunConfig
 
     config = RunConfig(
@@ -221,6 +233,6 @@ def run(
         relay=relay,
         rtt=rtt,
         stats=stats,
-        modules=modules,
+        modules=_importable(modules),
     )
     _run(command, config)

@@ -60,19 +60,24 @@ ENOSYS: Final = [(RET_K, 0, 0, SECCOMP_RET_ERRNO | errno.ENOSYS)]
 
 
 def program(
-    calls: Syscalls, sockets: Mapping[int, Iterable[int]], *, datagrams: bool = False
+    calls: Syscalls,
+    sockets: Mapping[int, Iterable[int]],
+    *,
+    others: Iterable[int] | None = None,
+    datagrams: bool = False,
 ) -> list[Instruction]:
     """The filter.
 
     Args:
         calls: the processor's numbers.
         sockets: which `socket()` calls are looked at: the types, by family.
+        others: if given, all further families are looked at too, but for these.
         datagrams: whether the calls that carry an address in memory are looked at as well.
     """
     rows = [
         *_foreign(calls),
         *_case(calls["io_uring_setup"], ENOSYS),  # what is asked for there passes no filter
-        *_case(calls["socket"], _socket(sockets)),
+        *_case(calls["socket"], _socket(sockets, others)),
         *_case(calls["setsockopt"], _setsockopt()),
         *_case(calls["sendto"], _unless_null(4)),
     ]
@@ -108,14 +113,20 @@ def _load(argument: int, half: int = _LOW) -> Instruction:
     return (LD_W_ABS, 0, 0, _ARGS + 8 * argument + half)
 
 
-def _socket(sockets: Mapping[int, Iterable[int]]) -> list[Instruction]:
+def _socket(
+    sockets: Mapping[int, Iterable[int]], others: Iterable[int] | None
+) -> list[Instruction]:
     rows = [_load(0)]
     for family, kinds in sorted(sockets.items()):
         body = [_load(1), (ALU_AND_K, 0, 0, 0xF)]
         for kind in sorted(kinds):
             body += _case(kind, NOTIFY)
         rows += _case(family, body + ALLOW)
-    return rows + ALLOW
+    if others is None:
+        return rows + ALLOW
+    for family in sorted(set(others) - set(sockets)):
+        rows += _case(family, ALLOW)
+    return rows + NOTIFY
 
 
 def _setsockopt() -> list[Instruction]:

@@ -50,8 +50,9 @@ def socket(sup: Supervisor, none: Emulated, call: Notification) -> int | None:
 
 
 def _refused(domain: int, error: int) -> int:
-    """AF_INET's, the host has as well; for a family's own number there is nobody else."""
-    return PROCEED if domain in _INET and error in _REFUSALS else -error
+    """AF_INET's, the host has as well, and what nobody registered; a family's own number not."""
+    native = error == errno.EAFNOSUPPORT or (domain in _INET and error in _REFUSALS)
+    return PROCEED if native else -error
 
 
 def _probe(sup: Supervisor, sock: Emulated, call: Notification, kind: int, use: str) -> int | None:

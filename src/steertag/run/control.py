@@ -91,7 +91,7 @@ class _Control:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         calls = of_machine()
         plan = Plan(self._config)
-        rows = program(calls, plan.sockets, datagrams=plan.datagrams)
+        rows = program(calls, plan.sockets, others=plan.others, datagrams=plan.datagrams)
         child = spawn.spawn(self._argv, rows, calls, self._mask)
         self._detach()
         try:

@@ -505,25 +505,53 @@ def open_stack(config: RunConfig) -> Stack:
     stack = default_stack()
     for name in config.modules:
         _import(stack, name)
-    if not config.family.isdecimal():
+    if config.family.isdecimal():
+        _look_for(stack, config.family, f"--family {config.family}")
+    else:
         family = family_number(config.family, sockaddr.AF_INET)
         try:
             net.sock_release(stack.sock_create(family, _STREAM, 0))
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"family {config.family}: {reason}") from error
+    if config.rules is not None:
+        for rule in config.rules.rules:
+            if rule.use.isdecimal():
+                where = f"--rules {config.rules.name}:{rule.line}: {rule.use}"
+                _look_for(stack, rule.use, where)
     return stack
 
 
+def _look_for(stack: Stack, number: str, where: str) -> None:
+    """Raises OSError: nobody has registered that family."""
+    for kind in (std.SOCK_STREAM, std.SOCK_DGRAM, std.SOCK_SEQPACKET):
+        try:
+            net.sock_release(stack.sock_create(int(number), kind, 0))
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:
+                continue
+        return
+    raise OSError(
+        errno.EAFNOSUPPORT,
+        f"{where}: nobody has registered that family; install the package that brings it,"
+        " or name its module with --import",
+    )
+
+
 def _import(stack: Stack, name: str) -> None:
-    """A module that brings a family: it registers at import, or its `register(stack)` does."""
+    """A module that brings a family: it registers at import, or its `register(stack)` does.
+
+    Raises:
+        OSError: it can't, whatever it is that the module raises.
+    """
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise os_error(errno.ENOENT, f"module {name}: {error}") from error
-    register = getattr(module, "register", None)
-    if callable(register):
-        register(stack)
+        register = getattr(module, "register", None)
+        if callable(register):
+            register(stack)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise OSError(errno.ENOEXEC, f"--import {name}: {what}") from error
 
 
 def serve(channel: Channel, config: RunConfig) -> None:

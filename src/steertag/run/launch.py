@@ -183,7 +183,8 @@ class _Front:
         return True
 
     def _not_executed(self, error: int) -> int:
-        print(f"stag run: {self._name}: {os.strerror(error)}", file=sys.stderr, flush=True)
+        reason = _why_not_executed(self._name, error)
+        print(f"stag run: {self._name or repr('')}: {reason}", file=sys.stderr, flush=True)
         return NOT_FOUND if error == errno.ENOENT else NOT_EXECUTABLE
 
     def _forward(self, info: bytes) -> None:
@@ -206,6 +207,16 @@ class _Front:
         except ChildProcessError:
             return NOT_EXECUTABLE
         return os.waitstatus_to_exitcode(status)
+
+
+def _why_not_executed(name: str, error: int) -> str:
+    """The kernel's word for it, but where that says another thing than it means."""
+    if error == errno.ENOENT:
+        if "/" not in name:
+            return "there is no such program in PATH"
+        if os.path.exists(name):
+            return "what its first line names, or its loader, is not there"
+    return os.strerror(errno.EISDIR if os.path.isdir(name) else error)
 
 
 def _signalfd(numbers: Iterable[int]) -> int:

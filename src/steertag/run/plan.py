@@ -28,6 +28,8 @@ _SEQPACKET: Final = int(std.SOCK_SEQPACKET)
 _INET: Final = (AF_INET, AF_INET6)
 _NUMBERS: Final = {"sdp": AF_INET_SDP, "both": AF_INET_SDP, "new_tcp": AF_INET_NEW_TCP}
 _HOST: Final = (int(std.AF_UNIX), AF_INET, AF_INET6)
+OF_THE_HOST: Final = (*_HOST, 16, 17)
+"""Families, with AF_NETLINK and AF_PACKET, that nobody is asked about unless they are named."""
 
 
 class Plan:
@@ -35,6 +37,8 @@ class Plan:
 
     Attributes:
         sockets: types of the `socket()` calls that are looked at, by domain.
+        others: which further families are not looked at; None: none is looked at. Modules are still
+            to be imported, and what they register is not known here: the Stack is asked.
         datagrams: whether any of them is served with datagrams.
         strict: there are rules, of which "sdp" never falls back while "both" does.
         maps: addresses to be replaced.
@@ -57,7 +61,9 @@ class Plan:
             self.sockets[domain] = inet
         for number in self._own_numbers(uses):
             self.sockets[number] = self._kinds(str(number))
-        self.datagrams = any(kinds - {_STREAM} for kinds in self.sockets.values())
+        self.others = OF_THE_HOST if config.modules else None
+        served = self.sockets.values()
+        self.datagrams = bool(config.modules) or any(kinds - {_STREAM} for kinds in served)
 
     def _own_numbers(self, uses: set[str]) -> set[int]:
         """Families that programs may ask for by their own number."""

@@ -123,7 +123,7 @@ def _listener(pid: int, report: bytes, calls: Syscalls) -> int:
 
 def _reason(number: int) -> str:
     if number == errno.EBUSY:
-        return "this is under a supervisor already, and there can be one only"
+        return "this is under a `stag run` already, and there can be one only: leave this one out"
     return "the kernel refuses a seccomp filter: see `stag run --check`"
 
 
@@ -165,6 +165,8 @@ def _install(rows: bytes, calls: Syscalls) -> int:
 
 def _execute(argv: Sequence[str]) -> int:
     """execvp(3); the errno of its failure."""
+    if not argv[0]:
+        return errno.ENOENT  # which Python has as a ValueError
     try:
         os.execvp(argv[0], list(argv))
     except OSError as exc:
