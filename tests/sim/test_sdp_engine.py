@@ -61,6 +61,56 @@ def test_a_waiting_reader_gets_an_advertised_source_straight_into_its_buffer() -
     assert ends.right.counters.rx_inplace_bytes == len(LARGE)
 
 
+def receive_large(ends: Ends) -> None:
+    """The right end receives as a program does that calls again and again with a large buffer."""
+    waiting = ends.right.engine.recv_in_place(memoryview(bytearray(len(LARGE))))
+    ends.left.engine.sendmsg([memoryview(LARGE)])
+    ends.settle()
+    assert waiting.done
+
+
+def test_what_is_advertised_between_two_large_receives_waits_for_the_second() -> None:
+    ends = Ends()
+    receive_large(ends)
+    before = ends.right.counters.rx_inplace_bytes
+    ends.left.engine.sendmsg([memoryview(LARGE)])
+    ends.settle()
+    assert not ends.right.engine.unread
+    memory = bytearray(len(LARGE))
+    waiting = ends.right.engine.recv_in_place(memoryview(memory))
+    ends.settle()
+    assert waiting.done
+    assert memory == LARGE
+    assert ends.right.counters.rx_inplace_bytes == before + len(LARGE)
+
+
+def test_what_is_advertised_does_not_wait_long_for_a_receive_that_does_not_come() -> None:
+    ends = Ends()
+    receive_large(ends)
+    sending = ends.left.engine.send_in_place(memoryview(bytearray(LARGE)))
+    ends.settle()
+    due = ends.right.engine.deadline
+    assert due is not None
+    assert due <= 0.1
+    ends.set_time(due)
+    ends.settle()
+    assert sending.done
+    assert ends.right.engine.unread == len(LARGE)
+
+
+def test_two_large_sends_are_advertised_before_the_first_is_read() -> None:
+    ends = Ends(0, Tuning(snd_bytes=len(LARGE) // 4))
+    receive_large(ends)
+    sent = [ends.left.engine.sendmsg([memoryview(LARGE)]) for _ in range(3)]
+    assert sent == [len(LARGE), len(LARGE), 0]
+    ends.left.events = 0
+    waiting = ends.right.engine.recv_in_place(memoryview(bytearray(len(LARGE))))
+    ends.settle()
+    assert waiting.done
+    assert ends.left.events & POLLOUT, "who was told that there is no room isn't told of it"
+    assert ends.left.engine.sendmsg([memoryview(LARGE)]) == len(LARGE)
+
+
 def test_a_waiting_reader_with_room_is_written_to() -> None:
     ends = Ends()
     memory = bytearray(len(LARGE) + 5)
