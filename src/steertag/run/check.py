@@ -53,6 +53,9 @@ _INSTRUCTION: Final = struct.Struct("=HBBI")
 _LD, _JEQ, _RET = 0x20, 0x15, 0x06
 
 _PATIENCE_MS: Final = 10_000
+_COLUMNS: Final = 80
+_INDENT: Final = " " * 10
+YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 _NONCE: Final = b"steertag"
 _CONTAINER: Final = (
     "a container's seccomp profile forbids it: podman or docker run --security-opt"
@@ -89,13 +92,18 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def check() -> list[Finding]:
-    """Try everything; the order is that of the report."""
+def check(yama: Path = YAMA) -> list[Finding]:
+    """Try everything; the order is that of the report.
+
+    Args:
+        yama: where the kernel says what it allows of ptrace(2).
+    """
     machine = platform.machine()
+    scope = _number(yama)
     findings = [_processor(machine), _kernel()]
-    if all(finding.ok for finding in findings[:1]):
-        findings += _Probe(machine).run()
-    return [*findings, *_yama(), *_io_uring()]
+    if findings[0].ok:  # else there are no numbers to try
+        findings += _Probe(machine, scope).run()
+    return [*findings, *_yama(scope), *_io_uring()]
 
 
 def possible(findings: list[Finding]) -> bool:
@@ -112,17 +120,30 @@ def as_json(findings: list[Finding]) -> dict[str, object]:
 
 
 def report(findings: list[Finding]) -> str:
-    """One screen of text: a line each, what to do below what is missing, a verdict."""
+    """A screen of 80 columns: a line each, what to do below what is missing, a verdict."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
         mark = "ok" if finding.ok else "MISSING" if finding.needed else "no"
         lines.append(f"{mark:<8}{finding.name:<{width}}  {finding.found}".rstrip())
         if finding.advice:
-            lines.append(f"{'':<8}{'':<{width}}  {finding.advice}")
+            lines += _wrapped(finding.advice, _INDENT)
     missing = [finding.name for finding in findings if finding.needed and not finding.ok]
     verdict = f"not possible here: {', '.join(missing)}" if missing else "possible here"
-    return "\n".join([*lines, "", f"stag run is {verdict}"])
+    return "\n".join([*lines, "", *_wrapped(f"stag run is {verdict}", "")])
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _processor(machine: str) -> Finding:
@@ -135,15 +156,17 @@ def _kernel() -> Finding:
     release = platform.release()
     numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdecimal()]
     recent = platform.system() == "Linux" and tuple(numbers) >= OLDEST
-    advice = "" if recent else f"Linux {OLDEST[0]}.{OLDEST[1]} or later is needed"
-    return Finding("kernel", recent, True, f"{platform.system()} {release}", advice)
+    # A distribution may have brought what is needed to an older one: that is tried, below.
+    advice = "" if recent else f"Linux {OLDEST[0]}.{OLDEST[1]} has all of what follows"
+    return Finding("kernel", recent, False, f"{platform.system()} {release}", advice)
 
 
 class _Probe:
     """The one call of the child, and what a supervisor does with it."""
 
-    def __init__(self, machine: str) -> None:
+    def __init__(self, machine: str, scope: int | None) -> None:
         self._machine = machine
+        self._scope = scope
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.syscall.restype = ctypes.c_long
         self._findings: list[Finding] = []
@@ -218,21 +241,13 @@ class _Probe:
                 _SECCOMP[self._machine], _GET_ACTION_AVAIL, 0, ctypes.byref(action)
             )
         )
-        advice = {
-            errno.ENOSYS: "the kernel lacks CONFIG_SECCOMP_FILTER",
-            errno.EOPNOTSUPP: "the kernel is older than Linux 5.0",
-        }.get(number, _CONTAINER)
-        self._tell("seccomp user notification", number, advice)
+        self._tell("seccomp user notification", number, _seccomp_advice(number))
 
     def _supervise(self, channel: socket.socket, child: int, address: int) -> None:
         number = self._heard(channel)[0]
         self._tell("no_new_privs", number, _CONTAINER)
         number, listener = self._heard(channel)
-        advice = {
-            errno.EBUSY: "a supervisor is above this one already, which there can be one of:"
-            " leave the outer `stag run`",
-        }.get(number, _CONTAINER)
-        self._tell("notification listener", number, advice)
+        self._tell("notification listener", number, _seccomp_advice(number))
         if listener is None:
             return
         try:
@@ -320,9 +335,10 @@ class _Probe:
         return struct.unpack("=i", data)[0], listener
 
     def _ptrace_advice(self) -> str:
-        scope = _number(Path("/proc/sys/kernel/yama/ptrace_scope"))
-        if scope is not None and scope >= 2:
+        if self._scope == 2:
             return "Yama forbids it: run as root, or sysctl kernel.yama.ptrace_scope=1"
+        if self._scope == 3:
+            return "Yama forbids it until the next boot: kernel.yama.ptrace_scope=3 stays"
         return _PTRACE
 
     def _call(self, function: Callable[[], int]) -> int:
@@ -333,6 +349,15 @@ class _Probe:
     def _tell(self, name: str, number: int, advice: str, *, needed: bool = True) -> None:
         found = os.strerror(number) if number else ""
         self._findings.append(Finding(name, not number, needed, found, advice if number else ""))
+
+
+def _seccomp_advice(number: int) -> str:
+    return {
+        errno.ENOSYS: "the kernel lacks CONFIG_SECCOMP_FILTER, or a container's profile hides it",
+        errno.EOPNOTSUPP: "the kernel is older than Linux 5.0",
+        errno.EBUSY: "a supervisor is above this one already, which there can be one of:"
+        " leave the outer `stag run`",
+    }.get(number, _CONTAINER)
 
 
 def _tried(function: Callable[[], object]) -> int:
@@ -356,21 +381,18 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _yama() -> Iterator[Finding]:
-    scope = _number(Path("/proc/sys/kernel/yama/ptrace_scope"))
+def _yama(scope: int | None) -> Iterator[Finding]:
     if scope is None:
-        yield Finding("yama", True, False, "not there: any process of yours may be looked at")
+        yield Finding("yama", True, False, "not there")
         return
-    meaning = {
-        0: "any process of yours may be looked at",
-        1: "descendants may be looked at, which is enough",
-        2: "only root may look at processes",
-        3: "nobody may look at processes",
-    }.get(scope, "unknown")
-    yield Finding("yama", scope < 2, False, f"ptrace_scope={scope}: {meaning}")
+    advice = {
+        2: "only root may look into processes",
+        3: "nobody may look into processes, until the next boot",
+    }.get(scope, "")
+    enough = ", which is enough" if scope < 2 else ""
+    yield Finding("yama", scope < 2, False, f"ptrace_scope={scope}{enough}", advice)
 
 
 def _io_uring() -> Iterator[Finding]:
-    yield Finding(
-        "io_uring", True, False, "kept from programs (ENOSYS), since it would pass the filter by"
-    )
+    # What is asked for in its ring would pass the filter by.
+    yield Finding("io_uring", True, False, "kept from programs (ENOSYS)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import struct
@@ -14,17 +15,23 @@ from typing import Final
 
 from steertag.errors import os_error
 from steertag.run.abi import (
+    NOTIF_ADDFD,
     PR_SET_NO_NEW_PRIVS,
+    SECCOMP_ADDFD_FLAG_SEND,
     SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_IOCTL_NOTIF_ADDFD,
     SECCOMP_SET_MODE_FILTER,
     SOCK_FPROG,
     libc,
 )
 from steertag.run.bpf import Instruction, pack
 from steertag.run.syscalls import Syscalls
+from steertag.run.target import Target
 
 _REPORT: Final = struct.Struct("=ii")
 _FILTERED, _REFUSED, _NOT_EXECUTED = range(3)
+_NONCE: Final = b"steertag"
+_ROOM: Final = ctypes.create_string_buffer(len(_NONCE))
 _SHELL: Final = "/bin/sh"
 # Those that the interpreter ignores for itself, and a program expects as they are.
 _RESTORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -96,13 +103,18 @@ def spawn(
         _child(argv, pack(rows), calls, mask, theirs, waits)
     os.close(theirs)
     os.close(waits)
+    listener = -1
     try:
-        return Spawned(pid, _listener(pid, os.read(report, _REPORT.size), calls), report, start)
+        listener = _listener(pid, os.read(report, _REPORT.size), calls)
+        _try_what_is_needed(pid, listener, report, calls)
     except OSError:
+        if listener >= 0:
+            os.close(listener)
         os.close(report)
         os.close(start)  # which ends the child
         os.waitpid(pid, 0)
         raise
+    return Spawned(pid, listener, report, start)
 
 
 def _listener(pid: int, report: bytes, calls: Syscalls) -> int:
@@ -111,20 +123,50 @@ def _listener(pid: int, report: bytes, calls: Syscalls) -> int:
     what, number = _REPORT.unpack(report)
     if what == _REFUSED:
         raise os_error(number, _reason(number))
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        raise _refused(error.errno or errno.EIO, "pidfd_open") from error
     try:
         got = libc.syscall(calls["pidfd_getfd"], pidfd, number, 0)
     finally:
         os.close(pidfd)
     if got < 0:
-        raise os_error(ctypes.get_errno(), "pidfd_getfd is refused: see `stag run --check`")
+        raise _refused(ctypes.get_errno(), "pidfd_getfd")
     return int(got)
+
+
+def _try_what_is_needed(pid: int, listener: int, fd: int, calls: Syscalls) -> None:
+    """What each call of the program's will need: better refused now than by all of its calls.
+
+    The child has our memory still. A notification that there isn't is ENOENT, once the kernel has
+    found nothing wrong with the request.
+
+    Raises:
+        OSError: it is refused.
+    """
+    target = Target(calls)
+    try:
+        target.poke(pid, ctypes.addressof(_ROOM), _NONCE)
+        target.peek(pid, ctypes.addressof(_ROOM), len(_NONCE))
+    except OSError as error:
+        raise _refused(error.errno or errno.EIO, "process_vm_writev or process_vm_readv") from error
+    request = bytearray(NOTIF_ADDFD.pack(0, SECCOMP_ADDFD_FLAG_SEND, fd, 0, 0))
+    try:
+        fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, request, True)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise _refused(error.errno or errno.EIO, "SECCOMP_ADDFD_FLAG_SEND") from error
+
+
+def _refused(number: int, what: str) -> OSError:
+    return os_error(number, f"{what} is refused: `stag run --check` says what to do")
 
 
 def _reason(number: int) -> str:
     if number == errno.EBUSY:
         return "this is under a `stag run` already, and there can be one only: leave this one out"
-    return "the kernel refuses a seccomp filter: see `stag run --check`"
+    return "a seccomp filter is refused: `stag run --check` says what to do"
 
 
 def _child(
