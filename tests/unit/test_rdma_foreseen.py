@@ -85,15 +85,26 @@ def test_a_response_cut_evenly_takes_fewer_reads_than_it_has_segments(crc: bool)
 def test_however_it_is_cut_every_octet_is_where_it_belongs(sizes: list[int], seed: int) -> None:
     if min(sizes) < 64 and seed > 4:
         sizes = [max(size, 500) for size in sizes]
-    end, data = reading(), pattern(TOTAL)
+    crc = seed % 2 == 0
+    end, data = reading(crc=crc), pattern(TOTAL)
     end.recv((TOTAL, 100), wr_id=8)
-    octets = b"".join(cut(end, data, sizes)) + send_fpdu(b"behind")
+    octets = b"".join(cut(end, data, sizes, crc=crc)) + send_fpdu(b"behind")
     assert feed(end, octets, random.Random(seed)) == len(octets)
     assert end.qp.state is QpState.RTS
     assert end.memory[:TOTAL] == data
     assert end.memory[TOTAL : TOTAL + 6] == b"behind"
     assert ids(end.sent()) == [(7, OK)]
     assert ids(end.got()) == [(8, OK)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_crc_nobody_looks_at_what_stands_in_its_place(seed: int) -> None:
+    end, data = reading(crc=False), pattern(TOTAL)
+    octets = b"".join(cut(end, data, [STEP], crc=True))
+    assert feed(end, octets, random.Random(seed)) == len(octets)
+    assert end.memory[:TOTAL] == data
+    assert ids(end.sent()) == [(7, OK)]
+    assert end.qp.counters.placed_bytes == TOTAL
 
 
 def test_a_wrong_guess_is_counted_as_staged_and_not_made_again() -> None:

@@ -44,7 +44,7 @@ DIRECT_MIN: Final = 8192
 SMALL_RUN: Final = 16
 """Small FPDUs in a row after which the receiver reads ahead."""
 _AHEAD_FIRST: Final = 4096
-_FORESEEN: Final = 15
+_FORESEEN: Final = 31
 """Segments of a Read Response, behind the one that has begun, that one read takes at most."""
 _PREFIX: Final = struct.Struct("!HBBIQ")
 _PREFIX_LEN: Final = _PREFIX.size
@@ -55,6 +55,7 @@ _OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
 _OP_READ_RESPONSE: Final = rdmap.control(rdmap.Opcode.READ_RESPONSE)
 _TAGGED_OPS: Final = (_OP_WRITE, _OP_READ_RESPONSE)
 _Foreseen = tuple[memoryview, int, bytes]
+_NOWHERE: Final = memoryview(b"")
 
 
 class Receiver:
@@ -103,6 +104,12 @@ class Receiver:
         self._tail = 0
         # Of the segments of a Read Response behind it: (sink, octets of PAD and CRC, header).
         self._plan: list[_Foreseen] = []
+        self._expected = b""
+        """What lies between their payloads if the peer cuts them so, and computes no CRC."""
+        self._places: list[memoryview] = []
+        """Where they go, each followed by where what lies behind it goes."""
+        self._gaps: list[memoryview] = []
+        self._gaps_of: tuple[memoryview, int] | None = None
         self._foresee = True
         self._reach = 1
 
@@ -112,12 +119,9 @@ class Receiver:
         """Where the stream's next octets go; never empty, valid until `received`."""
         if self._tail:
             at = self._tail + _PREFIX_LEN
-            buffers = [*self._dest, self._mv[self._end : at]]
-            for view, tail, _ in self._plan[: self._reach]:
-                behind = at + tail + _PREFIX_LEN
-                buffers += (view, self._mv[at:behind])
-                at = behind
-            return buffers
+            if self._plan:
+                return [*self._dest, self._mv[self._end : at], *self._places[: 2 * self._reach]]
+            return [*self._dest, self._mv[self._end : at]]
         if self._ahead:
             if len(self._buf) - self._end < self._ahead:
                 self._make_room(self._ahead)
@@ -154,7 +158,7 @@ class Receiver:
             if self._dest or self._end < self._tail:
                 return
             self._finish_direct()
-            self._plan = []
+            self._forget_plan()
         else:
             if self._ahead and octets == self._ahead < BUFFER_OCTETS // 2:
                 self._ahead *= 2
@@ -184,13 +188,18 @@ class Receiver:
         if stag not in stags:
             return False
         self.segment = None
-        self._dest, self._placed, self._plan = [], [], []
+        self._dest, self._placed = [], []
+        self._forget_plan()
         return True
 
     def end(self) -> None:
         """Take nothing more, and let go of the memory that was being placed into."""
         self.ended = True
-        self._dest, self._placed, self._plan = [], [], []
+        self._dest, self._placed = [], []
+        self._forget_plan()
+
+    def _forget_plan(self) -> None:
+        self._plan, self._places = [], []
 
     def _make_room(self, octets: int) -> None:
         """Have room for so many behind what is in the buffer."""
@@ -365,19 +374,43 @@ class Receiver:
         except LocalProtectionError:
             # Registered anew, smaller, since the Read was posted: found when that segment comes.
             return
-        for position in range(0, left, step):
-            view = sink[position : position + step]
-            ulpdu = len(view) + ddp.TAGGED_LEN
-            last = at + position + len(view) == read.length
-            header = _PREFIX.pack(
-                ulpdu,
-                _CTL_TAGGED | ddp.L_FLAG if last else _CTL_TAGGED,
-                _OP_READ_RESPONSE,
-                read.lkey,
-                read.addr + at + position,
-            )
+        ulpdu, lkey, to = step + ddp.TAGGED_LEN, read.lkey, read.addr + at
+        pack, tail = _PREFIX.pack, self._tail
+        rest = left % step
+        plan = [
+            (sink[i : i + step], tail, pack(ulpdu, _CTL_TAGGED, _OP_READ_RESPONSE, lkey, to + i))
+            for i in range(0, left - rest, step)
+        ]
+        if rest:
+            ulpdu = rest + ddp.TAGGED_LEN
             tail = (-(ulpdu + mpa.LENGTH_LEN) & 3) + mpa.CRC_LEN
-            self._plan.append((view, tail, header))
+            plan.append((sink[left - rest :], tail, b""))
+        if rest or at + left == read.length:
+            last = _CTL_TAGGED | (ddp.L_FLAG if at + left == read.length else 0)
+            view, tail, _ = plan[-1]
+            header = pack(ulpdu, last, _OP_READ_RESPONSE, lkey, to + left - len(view))
+            plan[-1] = view, tail, header
+        self._plan = plan
+        self._expected = bytes(self._tail) + bytes(self._tail).join([each[2] for each in plan])
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Say anew where the segments of the plan go, and what lies between them."""
+        plan, gap = self._plan, self._tail + _PREFIX_LEN
+        if not plan:
+            self._places = []
+            return
+        if self._gaps_of != (self._mv, gap):
+            mv = self._mv
+            self._gaps_of = mv, gap
+            self._gaps = [mv[i * gap : (i + 1) * gap] for i in range(1, _FORESEEN + 1)]
+        places = [_NOWHERE] * (2 * len(plan))
+        places[::2] = [each[0] for each in plan]
+        places[1::2] = self._gaps[: len(plan)]
+        if (tail := plan[-1][1]) != self._tail:
+            at = len(plan) * gap
+            places[-1] = self._mv[at : at + tail + _PREFIX_LEN]
+        self._places = places
 
     def _advance_foreseen(self, octets: int) -> int:
         """Finish the segments before the last one that `octets` reach.
@@ -385,7 +418,16 @@ class Receiver:
         Gives the octets of that last one, or -1 where all has been dealt with here.
         """
         mv, plan, counters = self._mv, self._plan, self._counters
-        at = self._tail + _PREFIX_LEN
+        at = gap = self._tail + _PREFIX_LEN
+        here = sum(map(len, self._dest)) + gap - self._end
+        if octets <= here:
+            return octets
+        if not self.crc:
+            # All but the plan's last are of the same length.
+            unit = self._direct_length + gap
+            used = (octets - here - 1) // unit
+            if self._expected.startswith(mv[: (used + 1) * gap]):
+                return self._finish_foreseen(used + 1, octets - here - used * unit)
         used = 0
         while octets > (size := sum(map(len, self._dest)) + self._tail + _PREFIX_LEN - self._end):
             octets -= size
@@ -409,7 +451,32 @@ class Receiver:
                 mv[:small] = bytes(mv[at : at + small])
             at += small
         del plan[:used]
+        self._expected = self._expected[used * gap :]
         self._reach = min(_FORESEEN, 2 * used + 1)
+        self._lay_out()
+        return octets
+
+    def _finish_foreseen(self, count: int, octets: int) -> int:
+        """`count` segments came as foreseen, and `octets` of the one behind them."""
+        mv, plan, counters = self._mv, self._plan, self._counters
+        step, gap = self._direct_length, self._tail + _PREFIX_LEN
+        counters.placed_bytes += sum(map(len, self._dest)) + (count - 1) * step
+        counters.rx_fpdus += count
+        self.taken += count * (step + gap)
+        self._inbound.deliver_response(False, count * step)
+        view, tail, header = plan[count - 1]
+        self._direct_last = bool(header[2] & ddp.L_FLAG)
+        self._direct_length = len(view)
+        self._placed, self._dest = [view], [view]
+        self._start = self._end = 0
+        if octets > len(view):
+            size, at = tail + _PREFIX_LEN, count * gap
+            mv[:size] = bytes(mv[at : at + size])
+        self._plan = plan[count:]
+        self._expected = self._expected[count * gap :]
+        self._reach = min(_FORESEEN, 2 * count + 1)
+        self._tail = tail
+        self._lay_out()
         return octets
 
     def _unforeseen(self, header_at: int, rest: list[_Foreseen], at: int, octets: int) -> None:
@@ -422,7 +489,8 @@ class Receiver:
             octets -= len(pieces[-1])
             at += tail + _PREFIX_LEN
         back = b"".join(pieces)
-        self._plan, self._foresee = [], False
+        self._forget_plan()
+        self._foresee = False
         self._start = self._end = 0
         self._make_room(len(back))
         self._mv[: len(back)] = back
