@@ -580,6 +580,10 @@ class Transmitter:
         crc, control = self.crc, message.control
         emitted = self._emitted
         source = self._source(message, min(total - position, limit - emitted + step))
+        if not crc and message.msn is None and len(source) == 1:
+            last = self._plain_segments(parts, message, source[0], step, limit)
+            self._message_cut(parts, message, last=last)
+            return
         at = 0
         while True:
             size = min(step, total - position)
@@ -619,6 +623,40 @@ class Transmitter:
             if last or self._emitted >= limit or len(parts) >= MAX_PARTS:
                 break
         message.position = position
+        self._message_cut(parts, message, last=last)
+
+    def _plain_segments(
+        self, parts: list[Buffer], message: Message, source: memoryview, step: int, limit: int
+    ) -> bool:
+        """`_segments` for what bulk data mostly is: tagged, from one piece of memory, without CRC.
+        True where the last is among them."""
+        total, position = message.total, message.position
+        control, stag, to = message.control, message.stag, message.to
+        pack = _TAGGED.pack
+        begun = position
+        emitted, fpdus, before = self._emitted, 0, b""
+        last = False
+        while not last and emitted < limit and len(parts) < MAX_PARTS:
+            size = min(step, total - position)
+            last = position + size == total
+            ctl = _CTL_TAGGED_LAST if last else _CTL_TAGGED
+            # What ends one segment and begins the next is one part.
+            parts += (
+                before + pack(size + _TAGGED_LEN, ctl, control, stag, to + position),
+                source[position - begun : position - begun + size],
+            )
+            before = _NO_CRC[-(size + _TAGGED.size) & 3]
+            emitted += _TAGGED.size + size + len(before)
+            fpdus += 1
+            position += size
+        parts.append(before)
+        self._emitted = emitted
+        self._counters.tx_fpdus += fpdus
+        message.position = position
+        return last
+
+    def _message_cut(self, parts: list[Buffer], message: Message, *, last: bool) -> None:
+        """Go on after a message's segments, or after some of them."""
         if last:
             self._message = None
             wqe = message.wqe
