@@ -9,14 +9,22 @@ import select
 import socket as std
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from steertag.run.delayed import DelayedRelay
+from steertag.run.ends import Counters, unread
+from steertag.run.poller import Poller
+from steertag.run.relay import Relay
 from steertag.run.sockaddr import emit, parse
+from steertag.socket.default import default_stack
 from tests.run.support import LOCAL, Control, Refused, running
 
 FAMILIES = ["host", "new_tcp"]
+CHUNK = bytes(1 << 16)
+"""What a relay receives at a time: behind as much there may be more."""
 LINGER_0 = struct.pack("@ii", 1, 0)
 
 
@@ -335,6 +343,132 @@ def test_urgent_data_keeps_its_place_both_ways(host: Control) -> None:
     program.close()
     peer.close()
     host.wait(lambda: number in host.ended)
+
+
+class Sudden(std.socket):
+    """A socket to which something comes at the last moment before it is received from.
+
+    Attributes:
+        suddenly: what is done then, call by call.
+    """
+
+    suddenly: list[Callable[[], object]]
+
+    def recv_into(self, *args: Any) -> int:  # noqa: ANN401 - the socket's
+        if self.suddenly:
+            self.suddenly.pop(0)()
+        return super().recv_into(*args)
+
+
+def nothing() -> None:
+    """No news this time."""
+
+
+class Ended:
+    """Owner of a relay whose end matters to nobody."""
+
+    def relay_reset(self, error: int) -> None:
+        """Nobody asks."""
+
+    def relay_ended(self, error: int) -> None:
+        """Nobody asks."""
+
+
+@pytest.fixture
+def between() -> Iterator[tuple[Poller, std.socket, Sudden, std.socket, Sudden]]:
+    """A relay in this process: its poller; program, our end, the host's socket, peer."""
+    stack = default_stack()
+    poller = Poller(stack)
+    program, end = std.socketpair()
+    with std.create_server(("127.0.0.1", 0)) as listener:
+        sock = stack.sock_create(std.AF_INET, std.SOCK_STREAM, 0)
+        assert sock.ops.passthrough is not None
+        end_of_host = sock.ops.passthrough(sock)
+        assert end_of_host is not None
+        end_of_host.connect(listener.getsockname())
+        peer, _ = listener.accept()
+    ours, native = (Sudden(fileno=os.dup(each.fileno())) for each in (end, end_of_host))
+    end.close()
+    for each in (ours, native):
+        each.suddenly = []
+        each.setblocking(False)
+    relay = Relay(poller, ours, sock, native, Ended(), Counters())
+    relay.start()
+    yield poller, program, ours, peer, native
+    relay.close_both()
+    for end in (program, peer, native, ours):
+        end.close()
+    poller.close()
+
+
+def test_urgent_data_of_the_peers_that_comes_while_the_relay_reads_is_not_lost(
+    between: tuple[Poller, std.socket, Sudden, std.socket, Sudden],
+) -> None:
+    poller, program, _, peer, native = between
+
+    def urgent() -> None:
+        peer.send(b"y", std.MSG_OOB)
+        assert select.select([], [], [native], 30)[2]
+
+    for _ in range(2):  # also once the connection is known to have urgent data
+        native.suddenly = [nothing, urgent]
+        peer.sendall(CHUNK)
+        while unread(native) < len(CHUNK):
+            select.select([native], [], [], 30)
+        while unread(program) < len(CHUNK):
+            poller.turn(30)
+        poller.turn(0)
+        if native.suddenly:
+            native.suddenly = []
+            urgent()
+        program.settimeout(None)
+        assert program.recv(len(CHUNK), std.MSG_WAITALL) == CHUNK
+        while not select.select([], [], [program], 0)[2]:
+            poller.turn(30)
+        assert program.recv(1, std.MSG_OOB) == b"y"
+
+
+def test_urgent_data_of_the_programs_that_comes_while_the_relay_reads_is_not_lost(
+    between: tuple[Poller, std.socket, Sudden, std.socket, Sudden],
+) -> None:
+    poller, program, ours, peer, _ = between
+    try:
+        program.send(b"x", std.MSG_OOB)
+    except OSError as error:
+        pytest.skip(f"this kernel's AF_UNIX has no urgent data: {error}")
+    while not select.select([], [], [peer], 0)[2]:
+        poller.turn(30)
+    assert peer.recv(1, std.MSG_OOB) == b"x"
+    ours.suddenly = [nothing, lambda: program.send(b"y", std.MSG_OOB)]
+    program.sendall(CHUNK)
+    got = b""
+    while len(got) < len(CHUNK):
+        poller.turn(0)
+        if select.select([peer], [], [], 0)[0]:
+            got += peer.recv(len(CHUNK))
+    poller.turn(0)
+    if ours.suddenly:
+        ours.suddenly = []
+        program.send(b"y", std.MSG_OOB)
+    while not select.select([], [], [peer], 0)[2]:
+        poller.turn(30)
+    assert peer.recv(1, std.MSG_OOB) == b"y"
+
+
+def test_a_delayed_relay_reads_on_when_all_that_it_held_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was left in the source since too much was held already, no news tell of."""
+    monkeypatch.setattr(DelayedRelay, "LIMIT", 1000)
+    text = random.Random(9).randbytes(300_000)
+    with running("host", 0.002) as control:
+        pair = Pair(control)
+        for one, other in ((pair.client, pair.server), (pair.server, pair.client)):
+            thread = threading.Thread(target=one.sendall, args=(text,))
+            thread.start()
+            assert receive_all(other, len(text)) == text
+            thread.join()
+        pair.close()
 
 
 def test_urgent_data_crosses_two_relays(pair: Pair) -> None:

@@ -27,10 +27,12 @@ from steertag.run import channel as c
 from steertag.run import sockaddr
 from steertag.run.channel import Channel, Message
 from steertag.run.datagrams import Datagrams
+from steertag.run.delayed import DelayedRelay
+from steertag.run.ends import Counters, release
 from steertag.run.launch import RunConfig
 from steertag.run.listeners import Listener
 from steertag.run.poller import ERR, HUP, IN, OUT, Poller
-from steertag.run.relay import Counters, DelayedRelay, Relay, release
+from steertag.run.relay import Relay
 
 SIOCOUTQ: Final = 0x5411
 _STREAM: Final = int(std.SOCK_STREAM)

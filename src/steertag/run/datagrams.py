@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Final
 from steertag.family.msg import MsgHdr
 from steertag.family.sock import POLLRDHUP
 from steertag.run import sockaddr
+from steertag.run.ends import Counters, release
 from steertag.run.poller import HUP, IN, OUT, RDHUP, Poller
-from steertag.run.relay import Counters, release
 
 if TYPE_CHECKING:
     from steertag.family.socket import Socket

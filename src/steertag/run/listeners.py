@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from steertag.family.const import PEER_OF_ACCEPTED
 from steertag.family.net import kernel_accept, kernel_getname, kernel_listen
 from steertag.run import sockaddr
+from steertag.run.ends import Counters, abort, release
 from steertag.run.poller import IN, Poller
-from steertag.run.relay import Counters, abort, release
 
 if TYPE_CHECKING:
     from steertag.family.socket import Socket

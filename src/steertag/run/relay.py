@@ -22,97 +22,45 @@ two are the same.
 from __future__ import annotations
 
 import errno
-import fcntl
 import select
 import socket as std
-import struct
-import termios
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from steertag.errors import os_error
-from steertag.family.msg import MsgHdr
-from steertag.family.net import (
-    kernel_getsockopt,
-    kernel_setsockopt,
-    kernel_sock_shutdown,
-    sock_release,
-)
+from steertag.family.net import kernel_getsockopt
 from steertag.family.sock import POLLRDHUP
+from steertag.run.ends import (
+    ABORT,
+    Counters,
+    FamilyStream,
+    Stream,
+    abort,
+    at_mark,
+    at_mark_of,
+    release,
+    unread,
+)
 from steertag.run.poller import ERR, HUP, IN, OUT, PRI, RDHUP, Poller
 
 if TYPE_CHECKING:
     from steertag.family.socket import Socket
 
 _ROOM: Final = 256 * 1024
-_SCRATCH: Final = memoryview(bytearray(_ROOM))
+SCRATCH: Final = memoryview(bytearray(_ROOM))
 """Every relay's: what is not passed on at once is copied out of it."""
 _FIRST: Final = 64 * 1024
 _CHUNKS: Final = 16
 """Chunks that one way moves before the others have their turn."""
-_LINGER: Final = struct.Struct("@ii")
-ABORT: Final = _LINGER.pack(1, 0)
-_INT: Final = struct.Struct("@i")
 MSG_OOB: Final = int(std.MSG_OOB)
 SHUT_WR: Final = int(std.SHUT_WR)
-_READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR | POLLRDHUP
+READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR | POLLRDHUP
 _WRITE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
 _USUAL: Final = IN | OUT
-_MORE_OUT: Final = 1 << 20
+MORE_OUT: Final = 1 << 20
 """Beside the POLL* bits: our end has not been emptied yet."""
-SIOCATMARK: Final = 0x8905
 
 
-class Counters:
-    """What the data process's sockets have done; `stats` gives them by name."""
-
-    __slots__ = ("accepted", "connected", "datagrams", "refused", "relays", "resets", "rx", "tx")
-
-    def __init__(self) -> None:
-        self.connected = self.accepted = self.refused = self.resets = 0
-        self.relays = 0
-        self.datagrams = 0
-        self.tx = self.rx = 0
-
-    def as_dict(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-class Stream(Protocol):
-    """The family's side: a socket of the host's, or a `FamilyStream`. Never waits."""
-
-    def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0) -> int: ...
-    def send(self, data: memoryview, flags: int = 0) -> int: ...
-    def shutdown(self, how: int) -> None: ...
-
-
-class FamilyStream:
-    """A socket of a family of this process, with the methods of a socket of the host's.
-
-    They are called with the Stack's lock held.
-    """
-
-    __slots__ = ("sock",)
-
-    def __init__(self, sock: Socket) -> None:
-        self.sock = sock
-
-    def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0) -> int:
-        sock = self.sock
-        if sock.released:
-            raise os_error(errno.EBADF)
-        msg = MsgHdr((buffer,))
-        return sock.ops.recvmsg(sock, msg, flags)
-
-    def send(self, data: memoryview, flags: int = 0) -> int:
-        sock = self.sock
-        if sock.released:
-            raise os_error(errno.EBADF)
-        return sock.ops.sendmsg(sock, MsgHdr((data,), flags=flags))
-
-    def shutdown(self, how: int) -> None:
-        kernel_sock_shutdown(self.sock, how)
+class Urgent(bytes):
+    """The octet that was sent out of band."""
 
 
 class Owner(Protocol):
@@ -124,10 +72,6 @@ class Owner(Protocol):
 
     def relay_ended(self, error: int) -> None:
         """Our end is closed, and so is the family's socket."""
-
-
-Held = tuple[float, bytes | OSError]
-"""What is on its way, and when it is due; b"" is the end."""
 
 
 class Way:
@@ -166,7 +110,6 @@ class Relay:
         "_counters",
         "_native",
         "_news",
-        "_oob_seen",
         "_our_end",
         "_poller",
         "_their_end",
@@ -209,7 +152,7 @@ class Relay:
         self.delay = 0.0
         self.marked = False
         self.hung_up = self.lost = self.over = False
-        self._oob_seen = self._our_end = self._their_end = False
+        self._our_end = self._their_end = False
         self._news = 0
 
     def start(self) -> None:
@@ -227,7 +170,7 @@ class Relay:
 
     def _our_news(self, events: int) -> None:
         if events == _USUAL and self.incoming.left is None:
-            self.send_out()
+            self.send_out(True)
             return
         if events & (RDHUP | HUP):
             self._our_end = True
@@ -243,7 +186,7 @@ class Relay:
     def _their_news(self, events: int) -> None:
         """Of a socket of the host's."""
         if events == _USUAL and self.outgoing.left is None:
-            self.bring_in()
+            self.bring_in(True)
             return
         if events & (RDHUP | HUP | ERR):
             self._their_end = True
@@ -274,13 +217,13 @@ class Relay:
         if self.sock.released:
             self._fail(errno.ECONNABORTED)
             return
-        if news & _READ:
+        if news & READ:
             if self._native is None and self.sock.ops.poll(self.sock) & select.POLLPRI:
                 self._urgent_in()  # news of it may be no other than of what is not urgent
             if not self.over:
                 self.bring_in()
         if not self.over and (
-            news & _MORE_OUT or (news & _WRITE and self.outgoing.left is not None)
+            news & MORE_OUT or (news & _WRITE and self.outgoing.left is not None)
         ):
             self.send_out()
         if news & select.POLLERR and self.incoming.fin and not self.over:
@@ -294,8 +237,11 @@ class Relay:
 
     # -- the program's octets ------------------------------------------------------------------
 
-    def send_out(self) -> None:
-        """From our end to the family."""
+    def send_out(self, sure: bool = False) -> None:
+        """From our end to the family.
+
+        `sure`: what comes first is known not to be urgent.
+        """
         way = self.outgoing
         ours, theirs = self.ours, self._theirs
         for _ in range(_CHUNKS):
@@ -304,8 +250,13 @@ class Relay:
             if way.eof:
                 self._out_ended(way)
                 return
+            if not sure and not self._usual_out(way):
+                if way.left is None and not way.eof:
+                    return
+                continue
+            sure = False
             try:
-                count = ours.recv_into(_SCRATCH, way.size)
+                count = ours.recv_into(SCRATCH, way.size)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -316,7 +267,7 @@ class Relay:
                 continue
             if way.fin:
                 continue  # the connection has failed: nobody takes it
-            chunk = _SCRATCH[:count]
+            chunk = SCRATCH[:count]
             try:
                 sent = theirs.send(chunk)
             except BlockingIOError:
@@ -334,12 +285,9 @@ class Relay:
             if count < way.size:
                 if self._our_end:
                     continue
-                if self._oob_seen:
-                    self._urgent_out()
-                    continue
                 return  # drained: what comes next is news
             way.size = _ROOM
-        self._more(_MORE_OUT)
+        self._more(MORE_OUT)
 
     def _flush_out(self, way: Way) -> bool:
         """True once nothing is left."""
@@ -372,7 +320,7 @@ class Relay:
             try:
                 self._theirs.shutdown(SHUT_WR)
             except OSError:
-                self._more(_READ)  # the connection has failed: found by what comes in
+                self._more(READ)  # the connection has failed: found by what comes in
         elif self.hung_up:
             self._program_left()
             return
@@ -407,39 +355,69 @@ class Relay:
         if not self.over and self.incoming.left is None and not self.incoming.eof:
             self._fail(self.error)
 
+    def _usual_out(self, way: Way) -> bool:
+        """Whether what comes next may be received as it is.
+
+        What has come since the news may be out of band, and to receive it in line would make it an
+        octet as any other. What lies before the mark stays there, and receiving stops at it.
+        """
+        if not unread(self.ours):
+            return self._our_end  # nothing but the end is to come
+        if not at_mark_of(self.ours):
+            return True
+        self._urgent_out()
+        return way.left is None and not way.eof and bool(unread(self.ours))
+
     def _urgent_out(self) -> None:
         """What the program sent, with an octet out of band among it, mark by mark.
 
-        In our end it stands in line (SO_OOBINLINE), and receiving stops before it: read as another
-        it would be the family's all the same.
+        In our end it stands in line (SO_OOBINLINE).
         """
-        self._oob_seen = True
         way = self.outgoing
-        while way.left is None and not way.eof and not self.over:
-            try:
-                if marked := at_mark_of(self.ours):
-                    count = self.ours.recv_into(_SCRATCH[:1])
-                else:
-                    count = self.ours.recv_into(_SCRATCH[: way.size])
-            except OSError:
+        for _ in range(_CHUNKS):
+            if way.left is not None or way.eof or self.over:
                 return
-            if not count:
+            try:
+                what = self.next_out(way.size)
+            except OSError as error:
+                self._our_end_failed(error)
+                return
+            if what is None:
+                return
+            if not what:
                 way.eof = True
-            elif not way.fin and not (marked and self._sent_urgent()):
-                way.left = memoryview(bytes(_SCRATCH[:count]))
-                self._flush_out(way)
+            elif not way.fin:
+                self.put_out(what)
+        self._more(MORE_OUT)
 
-    def _sent_urgent(self) -> bool:
-        """Whether the family took the first of the scratch's octets out of band."""
+    def next_out(self, size: int) -> Urgent | memoryview | None:
+        """Octets of the program's; b"": their end; None: none now. Raises ECONNRESET."""
+        if not unread(self.ours):
+            return SCRATCH[: self.ours.recv_into(SCRATCH, size)] if self._our_end else None
+        if not at_mark_of(self.ours):
+            return SCRATCH[: self.ours.recv_into(SCRATCH, size)]
+        return Urgent(self.ours.recv(1))
+
+    def put_out(self, what: Urgent | memoryview | bytes) -> bool:
+        """Have the family take them; False: not all of them yet."""
+        way = self.outgoing
+        if isinstance(what, Urgent) and self._sent_urgent(what):
+            way.moved += 1
+            return True
+        way.left = memoryview(bytes(what))
+        return self._flush_out(way)
+
+    def _sent_urgent(self, octet: bytes) -> bool:
+        """Whether the family took it out of band."""
         try:
-            return bool(self._theirs.send(_SCRATCH[:1], MSG_OOB))
+            return bool(self._theirs.send(memoryview(octet), MSG_OOB))
         except OSError:
             return False  # it has no such thing, or no room: in line, then
 
     # -- the peer's octets ---------------------------------------------------------------------
 
-    def bring_in(self) -> None:
-        """From the family to our end."""
+    def bring_in(self, sure: bool = False) -> None:
+        """From the family to our end; `sure` as for `send_out`."""
         way = self.incoming
         ours, theirs = self.ours, self._theirs
         for _ in range(_CHUNKS):
@@ -448,8 +426,13 @@ class Relay:
             if way.eof:
                 self._in_ended(way)
                 return
+            if not sure and self._native is not None and not self._usual_in(way):
+                if way.left is None and not way.eof:
+                    return
+                continue
+            sure = False
             try:
-                count = theirs.recv_into(_SCRATCH[: way.size])
+                count = theirs.recv_into(SCRATCH[: way.size])
             except BlockingIOError:
                 return
             except OSError as error:
@@ -461,7 +444,7 @@ class Relay:
                 continue
             if way.fin:
                 continue  # the program shut its end down for receiving
-            chunk = _SCRATCH[:count]
+            chunk = SCRATCH[:count]
             try:
                 sent = ours.send(chunk)
             except BlockingIOError:
@@ -478,17 +461,14 @@ class Relay:
                 return
             if count < way.size:
                 if self._native is None:
-                    if self.sock.ops.poll(self.sock) & _READ:
+                    if self.sock.ops.poll(self.sock) & READ:
                         continue
                     return
                 if self._their_end:
                     continue
-                if self._oob_seen:
-                    self._urgent_in()
-                    continue
                 return
             way.size = _ROOM
-        self._more(_READ)
+        self._more(READ)
 
     def _flush_in(self, way: Way) -> bool:
         assert way.left is not None  # looked at by the caller
@@ -529,41 +509,73 @@ class Relay:
         if self.outgoing.eof and self.outgoing.left is None and self.outgoing.fin:
             self._end(0)
 
+    def _usual_in(self, way: Way) -> bool:
+        """Whether what comes next to a socket of the host's may be received as it is.
+
+        To receive at the mark skips it, so only what lies before it is asked for.
+        """
+        assert self._native is not None  # looked at by the caller
+        if unread(self._native) or self._their_end:
+            return True
+        self._urgent_in()
+        return False
+
     def _urgent_in(self) -> None:
-        """What came, with an octet out of band among it: receiving stops before the mark."""
-        self._oob_seen = True
+        """What came, with an octet out of band among it, mark by mark."""
         way = self.incoming
-        while way.left is None and not way.eof and not self.over:
-            try:
-                if at_mark(self.sock, self._native) and self._received_urgent():
-                    continue
-                count = self._theirs.recv_into(_SCRATCH[: way.size])
-            except BlockingIOError:
+        for _ in range(_CHUNKS):
+            if way.left is not None or way.eof or self.over:
                 return
+            try:
+                what = self.next_in(way.size)
             except OSError as error:
                 self.error = self.error or error.errno or errno.ECONNRESET
-                count = 0
-            if not count:
+                what = memoryview(b"")
+            if what is None:
+                return
+            if not what:
                 way.eof = True
             elif not way.fin:
-                way.left = memoryview(bytes(_SCRATCH[:count]))
-                self._flush_in(way)
+                self.put_in(what)
+        self._more(READ)
 
-    def _received_urgent(self) -> bool:
-        """Pass on the octet at the mark; False if it was before. BlockingIOError: it is to come."""
+    def next_in(self, size: int) -> Urgent | memoryview | None:
+        """Octets of the peer's; b"": their end; None: none now. Raises what receiving does."""
+        native = self._native
+        try:
+            if native is None or not unread(native):
+                if at_mark(self.sock, native):
+                    octet = self._urgent_octet()
+                    if octet is not None:
+                        return octet  # else received before, and what is behind it comes next
+                elif native is not None and not self._their_end:
+                    return None
+            return SCRATCH[: self._theirs.recv_into(SCRATCH[:size])]
+        except BlockingIOError:
+            return None
+
+    def _urgent_octet(self) -> Urgent | None:
+        """The one at the mark; None: it was received before. BlockingIOError: it is to come."""
         octet = bytearray(1)
         try:
-            self._theirs.recv_into(memoryview(octet), 1, MSG_OOB)
+            count = self._theirs.recv_into(memoryview(octet), 1, MSG_OOB)
         except BlockingIOError:
             raise
         except OSError:
-            return False
-        try:
-            self.ours.send(octet, MSG_OOB)
-        except OSError:
-            self.incoming.left = memoryview(octet)  # the host's AF_UNIX has none: in line, then
-            self._flush_in(self.incoming)
-        return True
+            return None
+        return Urgent(octet) if count else None
+
+    def put_in(self, what: Urgent | memoryview | bytes) -> bool:
+        """Put them into our end; False: not all of them yet."""
+        way = self.incoming
+        if isinstance(what, Urgent):
+            try:
+                way.moved += self.ours.send(what, MSG_OOB)
+            except OSError:
+                way.left = memoryview(what)  # the host's AF_UNIX has none, or no room: in line
+        else:
+            way.left = memoryview(bytes(what))
+        return way.left is None or self._flush_in(way)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -575,7 +587,7 @@ class Relay:
         if self.incoming.fin and not self.lost:
             self._drop_unsent()  # the stream had ended before: reading finds that, writing EPIPE
             self.close()
-        elif self.hung_up or self._unread():
+        elif self.hung_up or unread(self.ours):
             self.close()
         else:
             self._stop_ours()
@@ -584,18 +596,14 @@ class Relay:
 
     def _drop_unsent(self) -> None:
         try:
-            while self.ours.recv_into(_SCRATCH):
+            while self.ours.recv_into(SCRATCH):
                 continue
         except OSError:
             return  # there is no more, or nobody is left
 
-    def _unread(self) -> int:
-        answer = fcntl.ioctl(self.ours.fileno(), termios.FIONREAD, bytes(_INT.size))
-        return int(_INT.unpack(answer)[0])
-
     def unsent(self) -> int:
         """Octets that the program has sent and the family has not taken yet."""
-        return self._unread() + len(self.outgoing.left or b"")
+        return unread(self.ours) + len(self.outgoing.left or b"")
 
     def close(self) -> None:
         """Close our end as it is: with something unread, the program finds ECONNRESET."""
@@ -630,126 +638,4 @@ class Relay:
         self.outgoing.left = self.incoming.left = None
 
 
-class DelayedRelay(Relay):
-    """One whose octets arrive `delay` seconds later than they do, each way: for tests."""
-
-    __slots__ = ("_held_in", "_held_out")
-
-    LIMIT: ClassVar[int] = 4 << 20
-    """Octets on their way, at most."""
-
-    def start(self) -> None:
-        self._held_out: deque[Held] = deque()
-        self._held_in: deque[Held] = deque()
-        super().start()
-
-    def send_out(self) -> None:
-        held, way = self._held_out, self.outgoing
-        if not way.eof:
-            self._hold(held, self.ours.recv_into)
-        if not self._arrived(held, way, self._flush_out):
-            return
-        if way.eof:
-            self._out_ended(way)
-        elif isinstance(way.failure, OSError):
-            self._our_end_failed(way.failure)
-
-    def bring_in(self) -> None:
-        held, way = self._held_in, self.incoming
-        if not way.eof:
-            self._hold(held, self._theirs.recv_into)
-        if not self._arrived(held, way, self._flush_in):
-            return
-        if way.failure is not None:
-            self.error = self.error or way.failure.errno or errno.ECONNRESET
-            way.eof = True
-        if way.eof:
-            self._in_ended(way)
-
-    def _hold(self, held: deque[Held], receive: Callable[[memoryview], int]) -> None:
-        """Take in what there is; it is due later."""
-        due = self._poller.clock() + self.delay
-        count = sum(len(what) for _, what in held if isinstance(what, bytes))
-        if held and not (isinstance(held[-1][1], bytes) and held[-1][1]):
-            return  # its end is among it already
-        while count < self.LIMIT:
-            try:
-                got = receive(_SCRATCH)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                held.append((due, error))
-                break
-            held.append((due, bytes(_SCRATCH[:got])))
-            if not got:
-                break
-            count += got
-
-    def _arrived(self, held: deque[Held], way: Way, flush: Callable[[Way], bool]) -> bool:
-        """Pass on what is due. True if nothing stands in its way."""
-        now = self._poller.clock()
-        if way.left is not None and not flush(way):
-            return False
-        while held and held[0][0] <= now and not self.over:
-            what = held.popleft()[1]
-            if isinstance(what, OSError):
-                way.failure = what
-                return True
-            if not what:
-                way.eof = True
-                return True
-            way.left = memoryview(what)
-            if not flush(way):
-                return False
-        if held and not self.over:
-            self._poller.call_at(held[0][0], lambda: self._more(_READ | _MORE_OUT))
-        return not self.over
-
-
-def at_mark(sock: Socket, native: std.socket | None) -> bool:
-    """sockatmark(3)."""
-    if native is None:
-        return bool(sock.ops.ioctl(sock, SIOCATMARK, None))
-    return at_mark_of(native)
-
-
-def at_mark_of(end: std.socket) -> bool:
-    answer = fcntl.ioctl(end.fileno(), SIOCATMARK, bytes(_INT.size))
-    return bool(_INT.unpack(answer)[0])
-
-
-def abort(sock: Socket) -> None:
-    """Have the socket's release reset the connection."""
-    try:
-        kernel_setsockopt(sock, std.SOL_SOCKET, std.SO_LINGER, ABORT)
-    except OSError:
-        return  # the family has no such thing: its end is an orderly one
-
-
-def release(
-    poller: Poller,
-    sock: Socket,
-    native: std.socket | None,
-    news: Callable[[int], None] | None = None,
-) -> None:
-    """Close the family's socket."""
-    if sock.released:
-        return
-    if native is not None:
-        poller.forget(native.fileno())
-    elif news is not None and news in sock.wait_queue:
-        sock.wait_queue.remove(news)
-    sock_release(sock)
-
-
-__all__ = [
-    "ABORT",
-    "Counters",
-    "DelayedRelay",
-    "FamilyStream",
-    "Owner",
-    "Relay",
-    "abort",
-    "at_mark",
-    "release",
-]
+__all__ = ["MORE_OUT", "READ", "SCRATCH", "Owner", "Relay", "Urgent", "Way"]
