@@ -18,6 +18,7 @@ family, whose receive buffer decides what is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import select
@@ -27,6 +28,7 @@ import termios
 from typing import TYPE_CHECKING, Final
 
 from steertag.family.msg import MsgHdr
+from steertag.family.net import kernel_sock_shutdown
 from steertag.family.sock import POLLRDHUP
 from steertag.run import sockaddr
 from steertag.run.ends import Counters, release
@@ -43,6 +45,7 @@ _TURN: Final = 64
 _TIOCOUTQ: Final = termios.TIOCOUTQ
 _INT: Final = struct.Struct("@i")
 _READ: Final = select.POLLIN | select.POLLERR | select.POLLHUP | POLLRDHUP
+SHUT_WR: Final = int(std.SHUT_WR)
 MSG_TRUNC: Final = int(std.MSG_TRUNC)
 _DEAD: Final = (errno.EBADF, errno.ENETDOWN, errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET)
 
@@ -74,6 +77,7 @@ class Datagrams:
         self._source = b""
         self._held: bytes | None = None  # from the family, with no room in the pair yet
         self._left: bytes | None = None  # from the program, with no room in the family yet
+        self._shut_out = False  # the program sends no more
         self._sequenced = sock.type == std.SOCK_SEQPACKET
         self.fixed = self._sequenced or self._has_peer()
         self.marked = False
@@ -138,8 +142,11 @@ class Datagrams:
                     return
                 except OSError:
                     count = 0
-                if not count and self._closed():
-                    self._end(0)
+                if not count and (how := self._shut_by_program()):
+                    if how & HUP:
+                        self._end(0)
+                    else:
+                        self._shut_family()
                     return
                 data = _SCRATCH[:count]
             try:
@@ -156,16 +163,31 @@ class Datagrams:
             self._counters.tx += len(data)
         self._poller.again(self)
 
-    def _closed(self) -> bool:
-        """Whether nothing was read because the program closed its end, not an empty datagram."""
+    def _shut_by_program(self) -> int:
+        """Why nothing was read: HUP, it has closed; RDHUP, it sends no more; 0, an empty one."""
         poll = select.poll()
         poll.register(self._ours.fileno(), POLLRDHUP)
-        return bool(poll.poll(0))
+        return sum(events for _, events in poll.poll(0))
+
+    def _shut_family(self) -> None:
+        if not self._shut_out:
+            self._shut_out = True
+            with contextlib.suppress(OSError):  # of a socket without a peer, or whose peer is gone
+                kernel_sock_shutdown(self._sock, SHUT_WR)
 
     def _failed(self, error: OSError) -> None:
         """A datagram lost is nothing that UDP promises to tell; a sequence that broke has ended."""
         if self._sequenced and error.errno in _DEAD:
+            if error.errno == errno.EPIPE:
+                self._refuse_more()
             self._end(error.errno or errno.ECONNRESET)
+
+    def _refuse_more(self) -> None:
+        """What the program sends is EPIPE; octets left unread here would make it ECONNRESET."""
+        self._ours.shutdown(std.SHUT_RD)
+        with contextlib.suppress(OSError):
+            while self._ours.recv_into(_SCRATCH):
+                continue
 
     # -- what comes ----------------------------------------------------------------------------
 
@@ -222,7 +244,8 @@ class Datagrams:
                 self._grow(len(held))
                 return True
             self._held = None
-            return not self._closed()  # shut for receiving, and dropped; or the end of it
+            # Shut for receiving, and dropped; or the end of it.
+            return not self._shut_by_program() & HUP
         self._held = None
         self._counters.rx += len(held)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket as std
 from collections import deque
@@ -48,6 +49,7 @@ class Emulated:
         domain, kind, protocol: what the program asked for; kind is SOCK_STREAM and so on.
         family: who serves it; -1 while rules wait for an address.
         key: the program's end, "socket:[inode]".
+        former: other ends that it had, which descriptors of the program's may still be.
         own: our end; None once it is the data process's, or closed.
         where: thread and descriptor of the program's that it was seen in last.
         error: what SO_ERROR is to say.
@@ -70,7 +72,18 @@ class Emulated:
 
     __slots__ = (
         *("accepters", "announced", "asking", "backlog", "connect", "domain", "error", "family"),
-        *("filled", "ident", "key", "kind", "local", "mapped", "opened", "options", "own"),
+        *(
+            "filled",
+            "former",
+            "ident",
+            "key",
+            "kind",
+            "local",
+            "mapped",
+            "opened",
+            "options",
+            "own",
+        ),
         *("peer", "pending", "protocol", "replay", "reported", "requests", "source", "state"),
         *("use", "where"),
     )
@@ -82,6 +95,7 @@ class Emulated:
         self.protocol = protocol
         self.family = family
         self.key = ""
+        self.former: list[str] = []
         self.own: std.socket | None = None
         self.where = (0, -1)
         self.state = State.NEW
@@ -124,11 +138,16 @@ class Emulated:
 
     def fill(self, theirs: std.socket) -> None:
         """Make the program's end, of which `theirs` is a duplicate, unwritable."""
-        try:
-            while True:
-                self.filled += theirs.send(FILL, std.MSG_DONTWAIT)
-        except BlockingIOError:
-            return  # full
+        octets = FILL
+        while True:
+            try:
+                self.filled += theirs.send(octets, std.MSG_DONTWAIT)
+            except BlockingIOError:
+                return  # full
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                octets = octets[: len(octets) // 8]  # one message is to fit into the buffer
 
     def drain(self) -> None:
         """Take back exactly that: the program may write at the first octet of room."""
