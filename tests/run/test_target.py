@@ -99,7 +99,7 @@ def test_a_descriptor_and_its_duplicates_are_the_same_socket(target: Target) -> 
         assert target.identity(pid, one.fileno()) == key
         assert target.identity(pid, other.fileno()) != key
         assert target.identity(os.getpid(), copy + 500) is None
-        assert sorted(target.holding(os.getpid(), str(key))) == sorted([one.fileno(), copy])
+        assert sorted(target.holding(os.getpid(), {str(key)})) == sorted([one.fileno(), copy])
         os.close(copy)
 
 

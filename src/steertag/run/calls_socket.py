@@ -123,22 +123,31 @@ def renew(sup: Supervisor, sock: Emulated, call: Notification) -> None:
     """A fresh pair in the place of one that has ended; the data process's socket is fresh too.
 
     The caller's descriptors for it are replaced, all of them; those of other processes are not.
+
+    Raises:
+        OSError: EINTR: a signal has ended the call; when it comes again, all is as it was.
     """
     nonblocking = sup.nonblocking(call)
     old = sock.key
     sup.by_ident.pop(sock.ident, None)
     sock.rename()
-    theirs = sup.pair(sock, nonblocking)
+    with sup.pair(sock, nonblocking) as theirs:
+        try:
+            _replace(sup, call, {old, *sock.former}, theirs)
+        except OSError:
+            sup.let_go(sock)
+            sup.by_ident.pop(sock.ident, None)
+            sock.former.append(sock.key)
+            sock.key = old
+            raise
     sock.filled = 0
     sock.state = State.NEW
     if sock.family != UNDECIDED:
         sup.open(sock, sock.family, sock.use)
         sup.set_again(sock)
     sup.watch(sock)
-    _replace(sup, call, old, theirs)
-    theirs.close()
-    if sup.sockets.get(old) is sock:
-        del sup.sockets[old]
+    sock.former.append(old)
+    sup.drop_former(sock)
 
 
 def make_native(sup: Supervisor, sock: Emulated, call: Notification) -> None:
@@ -151,14 +160,22 @@ def make_native(sup: Supervisor, sock: Emulated, call: Notification) -> None:
         native.setblocking(not sup.nonblocking(call))
         for (level, name), value in sock.options.items():
             native.setsockopt(level, name, value)
-        _replace(sup, call, sock.key, native)
+        _replace(sup, call, {sock.key}, native)
     sup.forget(sock)
 
 
-def _replace(sup: Supervisor, call: Notification, key: str, new: std.socket) -> None:
-    for number in sup.target.holding(call[TID], key):
-        flags = sup.target.flags(call[TID], number) & os.O_CLOEXEC
-        sup.listener.put(call[ID], new.fileno(), number, flags)
+def _replace(sup: Supervisor, call: Notification, keys: set[str], new: std.socket) -> None:
+    """Put it into the caller, in the place of each of its descriptors that is one of `keys`.
+
+    Raises:
+        OSError: EINTR: the call has ended, and the descriptor that it is about is what it was;
+            others may be replaced.
+    """
+    tid, about = call[TID], call[ARG0] & 0xFFFF_FFFF
+    for number in sorted(sup.target.holding(tid, keys), key=about.__eq__):  # that one last
+        flags = sup.target.flags(tid, number) & os.O_CLOEXEC
+        if not sup.listener.put(call[ID], new.fileno(), number, flags):
+            raise os_error(errno.EINTR)
 
 
 # -- names and ends --------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ Notification = tuple[int, ...]
 """id, thread, flags, number of the call, arch, instruction pointer, six arguments."""
 
 _ZERO: Final = bytes(NOTIF.size)
+_TOO_LATE: Final = (errno.ENOENT, errno.EINPROGRESS, errno.ESRCH)
+"""The call is not there, or not any more; ESRCH: a signal ended it while it got a descriptor."""
 _TRANSIENT: Final = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 
 
@@ -119,7 +121,7 @@ class Listener:
         try:
             fcntl.ioctl(self.fd, SECCOMP_IOCTL_NOTIF_SEND, response)
         except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.EINPROGRESS):
+            if exc.errno not in _TOO_LATE:
                 raise
             self.stale += 1
             return False
@@ -130,7 +132,7 @@ class Listener:
             # Only with a buffer that may change does `ioctl` return what the kernel did.
             return int(fcntl.ioctl(self.fd, SECCOMP_IOCTL_NOTIF_ADDFD, bytearray(request), True))
         except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.EINPROGRESS):
+            if exc.errno not in _TOO_LATE:
                 raise
             self.stale += 1
             return None

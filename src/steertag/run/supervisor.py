@@ -348,6 +348,14 @@ class Supervisor:
         self.by_ident.pop(sock.ident, None)
         if self.sockets.get(sock.key) is sock:
             del self.sockets[sock.key]
+        self.drop_former(sock)
+
+    def drop_former(self, sock: Emulated) -> None:
+        """No descriptor of the program's is one of its former ends any more."""
+        for key in sock.former:
+            if self.sockets.get(key) is sock:
+                del self.sockets[key]
+        sock.former.clear()
 
     def ended(self, sock: Emulated) -> None:
         """Nothing is behind the program's end any more, and it may still ask about it."""

@@ -131,10 +131,10 @@ class Target:
         start = text.index(b"flags:") + 6
         return int(text[start : text.index(b"\n", start)], 8)
 
-    def holding(self, tid: int, key: str) -> list[int]:
-        """Which descriptors of a thread's are this socket (`identity`), all of them."""
+    def holding(self, tid: int, keys: set[str]) -> list[int]:
+        """Which descriptors of a thread's are one of these sockets (`identity`), all of them."""
         found = [int(name) for name in os.listdir(f"/proc/{tid}/fd")]
-        return [number for number in found if self.identity(tid, number) == key]
+        return [number for number in found if self.identity(tid, number) in keys]
 
     def getfd(self, tid: int, number: int) -> int:
         """A descriptor of ours for the same open file. Raises EBADF, EPERM, ESRCH."""

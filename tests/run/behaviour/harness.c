@@ -335,7 +335,7 @@ size_t fill(int fd)
     static const char zeros[65536];
     size_t put = 0;
     set_nonblocking(fd, true);
-    for (int pauses = 0; pauses < 3;) { /* what is on its way to the peer makes room once more */
+    for (int pauses = 0; pauses < 10;) { /* what is on its way to the peer makes room once more */
         ssize_t octets = send(fd, zeros, sizeof zeros, MSG_NOSIGNAL);
         if (octets > 0) {
             put += (size_t)octets;

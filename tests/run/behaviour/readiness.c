@@ -264,6 +264,32 @@ CASE_WITH(connections_under_a_storm_of_signals, CALM)
     say("good", "%d", good);
 }
 
+CASE_WITH(reconnections_under_a_storm_of_signals, CALM)
+{
+    struct address address;
+    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    int listener = listening(8, &address), good = 0;
+    struct itimerval often = {{0, 500}, {0, 500}}, never = {{0, 0}, {0, 0}};
+    int client = make(SOCK_STREAM), copy = dup(client);
+    count_signal(SIGALRM, SA_RESTART);
+    setitimer(ITIMER_REAL, &often, NULL);
+    for (int i = 0; i < 60; i++) {
+        if (connect(client, (struct sockaddr *)&address.storage, address.length))
+            give_up("connect");
+        int server = accept(listener, NULL, NULL);
+        char octet = 0;
+        if (server < 0)
+            give_up("accept");
+        write(copy, "q", 1);
+        good += read(server, &octet, 1) == 1 && octet == 'q';
+        if (connect(client, &nowhere, sizeof nowhere))
+            give_up("connect to nowhere");
+        close(server);
+    }
+    setitimer(ITIMER_REAL, &never, NULL);
+    say("good", "%d", good);
+}
+
 CASE(asynchronous_io_raises_sigio)
 {
     int client, server;
