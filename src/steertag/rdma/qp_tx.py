@@ -310,6 +310,8 @@ class Transmitter:
         """
         if self._small and len(self._parts) < MAX_PARTS:
             self._join_small()
+            if self.sq or self.responses:
+                self._gather()
         elif not self._parts and self.pending():
             self._gather()
         return self._parts
@@ -418,7 +420,7 @@ class Transmitter:
             self._untagged(parts, _OP_TERMINATE, rdmap.QN_TERMINATE, 1, self._terminate)
             self._terminate = None
             self._counters.terminates_sent += 1
-        self._part_octets = self._emitted - before
+        self._part_octets += self._emitted - before
 
     def _gather_messages(self, parts: list[Buffer]) -> None:
         """Emit messages and pieces of messages until there is enough for one call."""
