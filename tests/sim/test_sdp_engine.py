@@ -104,11 +104,40 @@ def test_two_large_sends_are_advertised_before_the_first_is_read() -> None:
     sent = [ends.left.engine.sendmsg([memoryview(LARGE)]) for _ in range(3)]
     assert sent == [len(LARGE), len(LARGE), 0]
     ends.left.events = 0
+    for _ in range(2):
+        waiting = ends.right.engine.recv_in_place(memoryview(bytearray(len(LARGE))))
+        ends.settle()
+        assert waiting.done
+    assert ends.left.events & POLLOUT, "who was told that there is no room isn't told of it"
+    assert ends.left.engine.sendmsg([memoryview(LARGE)]) == len(LARGE)
+
+
+def test_that_octets_are_read_is_told_with_the_next_read_or_soon_without() -> None:
+    ends = Ends()
+    receive_large(ends)
+    first, second = (ends.left.engine.send_in_place(memoryview(bytearray(LARGE))) for _ in range(2))
     waiting = ends.right.engine.recv_in_place(memoryview(bytearray(len(LARGE))))
     ends.settle()
     assert waiting.done
-    assert ends.left.events & POLLOUT, "who was told that there is no room isn't told of it"
-    assert ends.left.engine.sendmsg([memoryview(LARGE)]) == len(LARGE)
+    assert not first.done
+    due = ends.right.engine.deadline
+    assert due is not None
+    assert due <= 0.1
+    ends.set_time(due)
+    ends.settle()
+    assert (first.done, second.done) == (True, True)
+
+
+def test_a_close_before_advertised_octets_were_read_resets_the_stream() -> None:
+    ends = Ends()
+    receive_large(ends)
+    sending = ends.left.engine.send_in_place(memoryview(bytearray(LARGE)))
+    ends.settle()
+    assert not sending.done
+    ends.right.engine.close()
+    ends.settle()
+    assert sending.done
+    assert ends.left.engine.error == errno.ECONNRESET
 
 
 def test_a_waiting_reader_with_room_is_written_to() -> None:

@@ -487,6 +487,11 @@ class Engine:
         return self._sink.unread
 
     @property
+    def moves_large(self) -> bool:
+        """What comes next is behind large data, whose way takes longer than a message's."""
+        return self._channel.reading > 0 or self._source.advertising
+
+    @property
     def readable(self) -> bool:
         """Octets, the end of the stream, or an error are there to be read."""
         self.want()
@@ -536,7 +541,7 @@ class Engine:
         if self._closed or self.ended:
             return
         self._closed = True
-        if not self._started or (self._sink.unread and self.state < SdpState.CLOSING):
+        if not self._started or (not self._sink.drained and self.state < SdpState.CLOSING):
             self.abort()
             return
         self._end_by = self._clock() + self.tuning.close_timeout

@@ -90,6 +90,8 @@ class Sink:
         self._place = memoryview(b"")
         self._hold = False
         """Nothing is read ahead until somebody asks, or waits, or time has passed: see `want`."""
+        self._owed: list[int] = []
+        """What was read meanwhile, and the peer isn't told of yet: see `holding`."""
         self._filling = 0
         """Reads that go into `_place`, and the octets they were begun for."""
         self._asked = 0
@@ -330,7 +332,10 @@ class Sink:
             if not read.staged:
                 self._channel.deregister(read.region)
             self._read_done(read)
-            if not self._tell_read(read.count):
+            if self.holding:
+                # The next Read is not far: one message's way for both.
+                self._owed.append(read.count)
+            elif not self._tell_read(read.count):
                 return False
         if self._cancel_asked and not reads:
             self._answer_cancel()
@@ -340,6 +345,8 @@ class Sink:
 
     def _drop_adverts(self) -> bool:
         """Nobody reads any more: call what is advertised read."""
+        if not self._pay():
+            return False
         while self._adverts:
             advert = self._adverts.popleft()
             if not self._tell_read(advert.length - advert.got):
@@ -373,11 +380,20 @@ class Sink:
         self._serve_waiter()
 
     def _tell_read(self, count: int) -> bool:
+        if self._owed and not self._pay():
+            return False
         flags = sdp.REQ_PIPE if self.peer_mode == sdp.COMBINED else 0
         return self._channel.send_later(sdp.RDMA_RD_COMPL, flags, sdp.emit_u32(count))
 
+    def _pay(self) -> bool:
+        """Tell the peer of the Reads that it hasn't been told of."""
+        owed, self._owed = self._owed, []
+        return all(self._tell_read(count) for count in owed)
+
     def _refuse(self) -> bool:
         """SendSm: the source is to send what it has advertised as Data."""
+        if not self._pay():
+            return False
         self._forget_adverts()
         self._refused = True
         self._counters.refused += 1
@@ -404,6 +420,7 @@ class Sink:
 
     def _answer_cancel(self) -> None:
         self._cancel_asked = False
+        self._pay()
         self._forget_adverts()
         self._channel.send_later(sdp.SEND_SM)
         self.offer_sink()
@@ -417,6 +434,8 @@ class Sink:
             return transfer
         self._waiter, self._place = transfer, part
         self._hold = False
+        if self._owed:
+            self._pay()
         self._serve_waiter()
         if not transfer.done and self.fin and not (self._reads or self._adverts):
             self._waiter_done()
@@ -544,7 +563,8 @@ class Sink:
 
     @property
     def holding(self) -> bool:
-        """Advertised octets are left where they are, for the buffer of the next call."""
+        """Advertised octets are left where they are, for the buffer of the next call; so is the
+        word that those before them are read."""
         return self._hold and bool(self._adverts) and self._waiter is None
 
     def want(self) -> None:
@@ -552,6 +572,7 @@ class Sink:
         has come for a while."""
         if self._hold:
             self._hold = False
+            self._pay()
             self.read_more()
 
     # -- what the application takes ------------------------------------------------------------
@@ -669,6 +690,7 @@ class Sink:
         self._stages.clear()
         self._reads.clear()
         self._adverts.clear()
+        self._owed.clear()
         waiter = self._waiter
         self._waiter_done()
         if waiter is not None:

@@ -265,6 +265,11 @@ class Source:
         """Nothing is left to be sent, and no advertisement outstanding."""
         return not (self._queue or self._outstanding or self.cancels_due or self._writing)
 
+    @property
+    def advertising(self) -> bool:
+        """The peer has octets to read."""
+        return bool(self._outstanding)
+
     def _wait_for_credit(self) -> None:
         if not self._waiting:
             self._waiting = True
