@@ -50,7 +50,10 @@ class DelayedRelay(Relay):
 
     def send_out(self, sure: bool = False) -> None:
         held, way = self._held_out, self.outgoing
-        if not way.eof:
+        # Of a connection that has failed the program is to hear, and not to find room meanwhile.
+        if way.fin and not self._our_end:
+            held.full = False
+        elif not way.eof:
             self._hold(held, self.next_out)
         if not self._arrived(held, way, self._flush_out, self.put_out):
             return
