@@ -1,13 +1,19 @@
-"""`stag run` at a terminal, started by a shell with job control: keys stop, continue and end it."""
+"""`stag run` at a terminal, started by a shell with job control: keys stop, continue and end it; and
+signals that come early.
+"""
 
 from __future__ import annotations
 
 import os
 import pty
 import select
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +132,23 @@ def test_nobody_stays_when_the_terminal_hangs_up(ends: str) -> None:
     assert poll.poll(LIMIT * 1000)
     assert os.read(reads, 1) == b""  # nobody holds the other end any more
     os.close(reads)
+
+
+def blocked(pid: int) -> int:
+    """The signals that a process has blocked, as a mask."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigBlk:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_before_the_program_is_not_lost(number: signal.Signals) -> None:
+    require_supervision()
+    process = subprocess.Popen([*STAG, *OPTIONS, "sleep", "1000"], stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT
+    while not blocked(process.pid) & 1 << (number - 1):  # from then on it is ours to pass on
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(LIMIT) == 128 + number

@@ -123,6 +123,7 @@ class _Front:
         self._said = said
         self._name = name
         self._program = 0
+        self._early: list[int] = []
         self._status: int | None = None
 
     def wait(self) -> int:
@@ -170,6 +171,8 @@ class _Front:
         kind, *fields = marshal.loads(message)
         if kind == STARTED:
             self._program = fields[0]
+            for number in self._early:
+                self._send(number)
         elif kind == ENDED:
             self._status = fields[0]
         elif kind == STOPPED:
@@ -189,8 +192,14 @@ class _Front:
 
     def _forward(self, info: bytes) -> None:
         number, _, code, sender = _SIGINFO.unpack(info)
-        if code > _BY_KERNEL or not self._program or sender == self._program:
+        if code > _BY_KERNEL or sender == self._program:
             return
+        if self._program:
+            self._send(number)
+        else:
+            self._early.append(number)  # the program is to have it all the same
+
+    def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self._program, number)
 

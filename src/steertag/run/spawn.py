@@ -188,6 +188,8 @@ def _child(
         os.close(listener)
         for number in _RESTORED:
             signal.signal(number, signal.SIG_DFL)
+        if callable(signal.getsignal(signal.SIGINT)):  # one may wait already, for the program
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         error = _execute(argv)
         os.write(report, _REPORT.pack(_NOT_EXECUTED, error))
