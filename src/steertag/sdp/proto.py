@@ -229,10 +229,11 @@ def sdp_unhash(sk: Sock) -> None:
 
 def sdp_accept(sk: Sock, flags: int) -> Sock:
     """The next connection, of either kind. Raises EINVAL, EAGAIN (`inet_csk_accept`)."""
-    child = inet_csk_accept(sk, flags)
     sdp = sdp_sk(sk)
-    sdp.fabric.accepted(sdp)
-    return child
+    try:
+        return inet_csk_accept(sk, flags)
+    finally:
+        sdp.fabric.accepted(sdp)  # there may be room now, also since the backlog is another
 
 
 def sdp_accepted(listener: SdpSock, child: SdpSock) -> None:
