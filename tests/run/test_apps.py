@@ -1,4 +1,6 @@
-"""Unmodified programs, client and server, over SDP, AF_INET_NEW_TCP and the host, relayed."""
+"""Unmodified programs, client and server, over SDP and AF_INET_NEW_TCP; some over the host's TCP,
+which they have themselves or through a relay, and against the host's own over a device.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +12,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.applications import Application, need
-from tests.run.behaviours import SOURCES, STAG
+from tests.interop.namespace import Namespace, require_tun
+from tests.run.applications import PATIENCE, Application, need
+from tests.run.behaviours import SOURCES, STAG, supervised
 from tests.support import require_root, require_tool
 
 LARGE = 3 << 20
 MODES = ("new_tcp", "sdp")
+everywhere = pytest.mark.parametrize("application", ["host", "relay", *MODES], indirect=True)
 
 
 @pytest.fixture(params=MODES)
 def application(request: pytest.FixtureRequest, tmp_path: Path) -> Application:
-    (tmp_path / "www").mkdir()
-    (tmp_path / "www" / "small.txt").write_text("hello\n")
-    (tmp_path / "www" / "large").write_bytes(random.Random(1).randbytes(LARGE))
+    web_directory(tmp_path)
     return Application(request.param, tmp_path)
+
+
+def web_directory(directory: Path) -> None:
+    """Files to serve, in www."""
+    (directory / "www").mkdir()
+    (directory / "www" / "small.txt").write_text("hello\n")
+    (directory / "www" / "large").write_bytes(random.Random(1).randbytes(LARGE))
 
 
 def python() -> str:
     return f"{STAG[0]} -m http.server $port --bind 127.0.0.1 --directory www"
 
 
+@everywhere
 def test_curl_and_wget_fetch_from_pythons_http_server(application: Application) -> None:
     need("curl", "wget", "busybox")
     printed = application.talk(
@@ -69,6 +79,7 @@ def test_static_busybox_serves_static_busybox(application: Application) -> None:
     )
 
 
+@everywhere
 def test_redis_its_benchmark_and_its_own_client(application: Application) -> None:
     need("redis-server", "redis-cli", "redis-benchmark")
     printed = application.talk(
@@ -78,7 +89,7 @@ def test_redis_its_benchmark_and_its_own_client(application: Application) -> Non
         redis-cli -p $port -x set large < www/large
         redis-cli -p $port --raw strlen large
         redis-cli -p $port --raw get large | head -c 3145728 | cmp - www/large
-        redis-benchmark -p $port -q --csv -n 2000 -c 20 -t set,get,lpush > benchmark.csv
+        redis-benchmark -p $port -q --csv -n 1000 -c 20 -t set,get,lpush > benchmark.csv
         redis-cli -p $port --raw dbsize
         redis-cli -p $port config resetstat > reset
         redis-cli -p $port info clients | grep -o connected_clients:1
@@ -115,6 +126,7 @@ http {
 """
 
 
+@everywhere
 def test_nginx_with_workers_and_an_upstream(application: Application) -> None:
     need("nginx", "curl", "wrk")
     text = NGINX.replace("PORT", str(application.port))
@@ -257,6 +269,35 @@ def test_openssh_on_loopback(application: Application) -> None:
     assert printed == "by ssh\ncode 7\n"
 
 
+def test_dropbear_and_its_client(application: Application) -> None:
+    require_root()
+    need("dropbear", "dbclient", "dropbearkey", "unshare")
+    base = application.directory
+    for name in ("host", "user"):
+        made = subprocess.run(
+            ["dropbearkey", "-t", "ed25519", "-f", str(base / name)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        public = next(line for line in made.stdout.splitlines() if line.startswith("ssh-"))
+        (base / f"{name}.pub").write_text(f"{public}\n")
+    printed = application.talk(
+        # Root's keys are in a home of its own.
+        "unshare --mount sh -c 'mount -t tmpfs -o mode=700 none ~root && mkdir -m 700 ~root/.ssh &&"
+        f" cp {base}/user.pub ~root/.ssh/authorized_keys &&"
+        f" exec {shutil.which('dropbear')} -F -E -r {base}/host -p 127.0.0.1:{application.port}'",
+        f"""
+        ssh="dbclient -y -y -i {base}/user -p $port root@127.0.0.1"
+        ready $ssh true
+        $ssh echo by dropbear 2>/dev/null
+        $ssh cat < www/large 2>/dev/null | cmp - www/large
+        $ssh 'exit 7' 2>/dev/null || echo code $?
+        """,
+    )
+    assert printed == "by dropbear\ncode 7\n"
+
+
 def test_a_static_program_of_another_c_library(application: Application) -> None:
     """musl, linked statically: nothing that a preloaded library could reach."""
     need("musl-gcc")
@@ -277,20 +318,28 @@ def test_a_static_program_of_another_c_library(application: Application) -> None
     assert printed.count("as_sent yes") == 2
 
 
-def test_a_go_program(application: Application) -> None:
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("not possible here: no Go toolchain is at hand")
-    (application.directory / "main.go").write_text(GO)
+@pytest.fixture(scope="module")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A static program, whose runtime makes its system calls itself."""
+    directory = tmp_path_factory.mktemp("go")
+    (directory / "main.go").write_text(GO)
+    settings = {"GOCACHE": str(directory / "cache"), "GO111MODULE": "off", "CGO_ENABLED": "0"}
     subprocess.run(
-        [go, "build", "-o", str(application.directory / "program"), "main.go"],
-        cwd=application.directory,
-        env={**os.environ, "GOCACHE": str(application.directory / "cache"), "GO111MODULE": "off"},
+        [require_tool("go"), "build", "-o", "program", "main.go"],
+        cwd=directory,
+        env={**os.environ, **settings},
         check=True,
-        timeout=100,
+        timeout=150,
     )
+    return directory / "program"
+
+
+@everywhere
+def test_a_static_go_program_with_many_goroutines(
+    application: Application, go_program: Path
+) -> None:
     printed = application.talk(
-        "./program serve 127.0.0.1:$port", "ready ./program get 127.0.0.1:$port && cat got"
+        f"{go_program} serve 127.0.0.1:$port", f"ready {go_program} get 127.0.0.1:$port && cat got"
     )
     assert printed == "hello\n" * 20
 
@@ -333,3 +382,43 @@ func main() {
 	}
 }
 """
+
+
+OVER_A_DEVICE = """\
+set -eu
+ready() {
+  tries=0
+  until "$@" >/dev/null 2>&1; do
+    tries=$((tries + 1)); [ $tries -lt 300 ] || { echo "never ready: $*" >&2; exit 1; }; sleep 0.1
+  done
+}
+cd "$0"
+"$@" --device tun:run0,10.9.0.2/24,host=10.9.0.1/24 -- \\
+  redis-server --bind 10.9.0.2 --protected-mode no --save '' --appendonly no >redis.log &
+server=$!
+ready redis-cli -h 10.9.0.2 ping
+redis-cli -h 10.9.0.2 -x set large < www/large
+redis-cli -h 10.9.0.2 --raw get large | head -c 3145728 | cmp - www/large
+redis-benchmark -h 10.9.0.2 -q --csv -n 1000 -c 10 -t set,get > benchmark.csv
+redis-cli -h 10.9.0.2 shutdown nosave || true
+wait $server
+busybox httpd -f -p 80 -h www &
+web=$!
+"$@" --device tun:run1,10.9.1.2/24,host=10.9.1.1/24 -- \\
+  curl -sf --retry 100 --retry-delay 1 --retry-connrefused http://10.9.1.1/large -o copy
+kill $web
+cmp copy www/large
+echo done
+"""
+
+
+def test_programs_over_a_device_talk_to_the_hosts_own(tmp_path: Path) -> None:
+    """At the other end are programs that nobody supervises, with the host's TCP in a namespace."""
+    need("redis-server", "redis-cli", "redis-benchmark", "busybox", "curl")
+    require_tun()
+    web_directory(tmp_path)
+    with Namespace() as network:
+        run = [*supervised("new_tcp")[:-1]]
+        printed = network.run("sh", "-c", OVER_A_DEVICE, str(tmp_path), *run, timeout=PATIENCE)
+    assert printed.split() == ["OK", "done"]
+    assert "SET" in (tmp_path / "benchmark.csv").read_text()

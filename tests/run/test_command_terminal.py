@@ -1,5 +1,5 @@
-"""`stag run` at a terminal, started by a shell with job control: keys stop, continue and end it; and
-signals that come early.
+"""`stag run` at a terminal, started by a shell with job control: keys stop, continue and end it.
+And signals that come early.
 """
 
 from __future__ import annotations
