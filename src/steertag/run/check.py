@@ -27,31 +27,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-MACHINES: Final = {"x86_64": 41, "aarch64": 198}
-"""Processors that there is a system call table for, with the number of socket(2)."""
+from steertag.run import bpf
+from steertag.run.abi import (
+    NOTIF,
+    NOTIF_ADDFD,
+    NOTIF_RESP,
+    PR_SET_NO_NEW_PRIVS,
+    SECCOMP_ADDFD_FLAG_SEND,
+    SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    SECCOMP_IOCTL_NOTIF_ADDFD,
+    SECCOMP_IOCTL_NOTIF_RECV,
+    SECCOMP_IOCTL_NOTIF_SEND,
+    SECCOMP_IOCTL_NOTIF_SET_FLAGS,
+    SECCOMP_RET_USER_NOTIF,
+    SECCOMP_SET_MODE_FILTER,
+    SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP,
+    SOCK_FPROG,
+    Iovec,
+)
+from steertag.run.syscalls import BY_MACHINE
+
 OLDEST: Final = (5, 14)
-_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
-_PIDFD_GETFD: Final = 438
-
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_SET_MODE_FILTER: Final = 1
 _GET_ACTION_AVAIL: Final = 2
-_GET_NOTIF_SIZES: Final = 3
-_FILTER_FLAG_NEW_LISTENER: Final = 8
-_RET_USER_NOTIF: Final = 0x7FC0_0000
-_RET_ALLOW: Final = 0x7FFF_0000
-_NOTIF_RECV: Final = 0xC050_2100
-_NOTIF_SEND: Final = 0xC018_2101
-_NOTIF_ADDFD: Final = 0x4018_2103
-_NOTIF_SET_FLAGS: Final = 0x4008_2104
-_ADDFD_FLAG_SEND: Final = 2
-_SYNC_WAKE_UP: Final = 1
-_NOTIF: Final = struct.Struct("=QIIiIQ6Q")
-_RESP: Final = struct.Struct("=QqiI")
-_ADDFD: Final = struct.Struct("=QIIII")
-_INSTRUCTION: Final = struct.Struct("=HBBI")
-_LD, _JEQ, _RET = 0x20, 0x15, 0x06
-
 _PATIENCE_MS: Final = 10_000
 _COLUMNS: Final = 80
 _INDENT: Final = " " * 10
@@ -84,12 +81,6 @@ class Finding:
     needed: bool
     found: str
     advice: str = ""
-
-
-class _Vector(ctypes.Structure):
-    """struct iovec."""
-
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 def check(yama: Path = YAMA) -> list[Finding]:
@@ -147,8 +138,8 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 
 def _processor(machine: str) -> Finding:
-    known = machine in MACHINES and sys.maxsize > 1 << 32
-    advice = "" if known else f"there are tables for {' and '.join(MACHINES)}, 64 bits"
+    known = machine in BY_MACHINE and sys.maxsize > 1 << 32
+    advice = "" if known else f"there are tables for {' and '.join(BY_MACHINE)}, 64 bits"
     return Finding("processor", known, True, machine, advice)
 
 
@@ -165,7 +156,7 @@ class _Probe:
     """The one call of the child, and what a supervisor does with it."""
 
     def __init__(self, machine: str, scope: int | None) -> None:
-        self._machine = machine
+        self._calls = BY_MACHINE[machine]
         self._scope = scope
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.syscall.restype = ctypes.c_long
@@ -193,7 +184,7 @@ class _Probe:
     def _child(self, channel: socket.socket) -> None:
         """Never returns; says (step, errno) after each step, with the listener after the filter."""
         try:
-            number = self._call(lambda: self._libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+            number = self._call(lambda: self._libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
             channel.send(struct.pack("=i", number))
             listener = self._filter()
             if listener < 0:
@@ -204,9 +195,7 @@ class _Probe:
                 [struct.pack("=i", 0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
             )
             os.close(listener)
-            made = self._libc.syscall(
-                MACHINES[self._machine], socket.AF_INET, socket.SOCK_STREAM, 0
-            )
+            made = self._libc.syscall(self._calls["socket"], socket.AF_INET, socket.SOCK_STREAM, 0)
             inode = os.fstat(made).st_ino if made >= 0 else -ctypes.get_errno()
             channel.send(struct.pack("=q", inode))
             signal.pause()  # the supervisor looks at us, and ends us
@@ -215,30 +204,32 @@ class _Probe:
 
     def _filter(self) -> int:
         """Install a filter that notifies of socket(2); the listener, or minus an error."""
-        program = b"".join(
-            _INSTRUCTION.pack(*row)
-            for row in (
-                (_LD, 0, 0, 0),
-                (_JEQ, 0, 1, MACHINES[self._machine]),
-                (_RET, 0, 0, _RET_USER_NOTIF),
-                (_RET, 0, 0, _RET_ALLOW),
-            )
+        program = bpf.pack(
+            [
+                (bpf.LD_W_ABS, 0, 0, 0),
+                (bpf.JEQ_K, 0, 1, self._calls["socket"]),
+                *bpf.NOTIFY,
+                *bpf.ALLOW,
+            ]
         )
         text = ctypes.create_string_buffer(program, len(program))
-        header = struct.pack("=HxxxxxxQ", len(program) // _INSTRUCTION.size, ctypes.addressof(text))
+        header = SOCK_FPROG.pack(len(program) // 8, ctypes.addressof(text))
         argument = ctypes.create_string_buffer(header, len(header))
         listener: int = self._libc.syscall(
-            _SECCOMP[self._machine], _SET_MODE_FILTER, _FILTER_FLAG_NEW_LISTENER, argument
+            self._calls["seccomp"],
+            SECCOMP_SET_MODE_FILTER,
+            SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            argument,
         )
         return listener if listener >= 0 else -ctypes.get_errno()
 
     # -- the supervisor
 
     def _actions(self) -> None:
-        action = ctypes.c_uint32(_RET_USER_NOTIF)
+        action = ctypes.c_uint32(SECCOMP_RET_USER_NOTIF)
         number = self._call(
             lambda: self._libc.syscall(
-                _SECCOMP[self._machine], _GET_ACTION_AVAIL, 0, ctypes.byref(action)
+                self._calls["seccomp"], _GET_ACTION_AVAIL, 0, ctypes.byref(action)
             )
         )
         self._tell("seccomp user notification", number, _seccomp_advice(number))
@@ -256,30 +247,34 @@ class _Probe:
             os.close(listener)
 
     def _answer(self, channel: socket.socket, listener: int, child: int, address: int) -> None:
-        number = _tried(lambda: fcntl.ioctl(listener, _NOTIF_SET_FLAGS, _SYNC_WAKE_UP))
+        number = _tried(
+            lambda: fcntl.ioctl(
+                listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
+            )
+        )
         self._tell(
             "SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP",
             number,
             "Linux 6.6 has it; without it each call costs some microseconds more",
             needed=False,
         )
-        notification = bytearray(_NOTIF.size)
+        notification = bytearray(NOTIF.size)
         if not _readable(listener):
             self._tell("SECCOMP_IOCTL_NOTIF_RECV", errno.ETIMEDOUT, _CONTAINER)
             return
-        number = _tried(lambda: fcntl.ioctl(listener, _NOTIF_RECV, notification, True))
+        number = _tried(lambda: fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, notification, True))
         self._tell("SECCOMP_IOCTL_NOTIF_RECV", number, _CONTAINER)
         if number:
             return
-        identity = int(_NOTIF.unpack(notification)[0])
+        identity = int(NOTIF.unpack(notification)[0])
         self._memory(child, address)
         self._getfd(child)
         self._inject(channel, listener, identity)
 
     def _memory(self, child: int, address: int) -> None:
         room = ctypes.create_string_buffer(64)
-        ours = _Vector(ctypes.addressof(room), len(_NONCE))
-        theirs = _Vector(address, len(_NONCE))
+        ours = Iovec(ctypes.addressof(room), len(_NONCE))
+        theirs = Iovec(address, len(_NONCE))
         for name in ("process_vm_readv", "process_vm_writev"):
             function = getattr(self._libc, name)
             ctypes.set_errno(0)
@@ -296,7 +291,7 @@ class _Probe:
         except OSError as error:
             self._tell("pidfd_getfd", error.errno or errno.EIO, _CONTAINER)
             return
-        copy = self._libc.syscall(_PIDFD_GETFD, pidfd, 2, 0)
+        copy = self._libc.syscall(self._calls["pidfd_getfd"], pidfd, 2, 0)
         number = ctypes.get_errno() if copy < 0 else 0
         if number == errno.EBADF:  # it has none: so much is allowed
             number = 0
@@ -308,13 +303,15 @@ class _Probe:
     def _inject(self, channel: socket.socket, listener: int, identity: int) -> None:
         with socket.socket(socket.AF_UNIX) as ours:
             request = bytearray(
-                _ADDFD.pack(identity, _ADDFD_FLAG_SEND, ours.fileno(), 0, os.O_CLOEXEC)
+                NOTIF_ADDFD.pack(identity, SECCOMP_ADDFD_FLAG_SEND, ours.fileno(), 0, os.O_CLOEXEC)
             )
-            number = _tried(lambda: fcntl.ioctl(listener, _NOTIF_ADDFD, request, True))
+            number = _tried(lambda: fcntl.ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, request, True))
             if number:
                 _tried(
                     lambda: fcntl.ioctl(
-                        listener, _NOTIF_SEND, _RESP.pack(identity, 0, -errno.ENOSYS, 0)
+                        listener,
+                        SECCOMP_IOCTL_NOTIF_SEND,
+                        NOTIF_RESP.pack(identity, 0, -errno.ENOSYS, 0),
                     )
                 )
             elif not _readable(channel.fileno()):
