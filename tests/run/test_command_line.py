@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket as std
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
         (("--rtt", "-1", "true"), "--rtt"),
         (("--family", "host", "--rtt", "1", "true"), "add --relay"),
         (("--family", "host", "--device", "tun:x,10.9.0.2/24", "true"), "--device is of"),
+        (("--device", "tun:x,10.9.0.2/24", "true"), "unless STEERTAG_SDP_TRANSPORT is new_tcp"),
         (("--family", "new_tcp", "--device", "tun:x", "true"), "it has no address"),
         (("--rules", "no-such-file", "true"), "--rules no-such-file: No such file"),
         (("--rules", ".", "true"), "--rules .: Is a directory"),
@@ -130,6 +134,11 @@ def test_a_module_may_lie_in_the_working_directory(tmp_path: Path) -> None:
     [
         ("no-such-program", 127, "there is no such program in PATH"),
         ("", 127, "there is no such program in PATH"),
+        (
+            "echo one word",
+            127,
+            "there is no such program; its arguments are words of their own, unquoted",
+        ),
         ("./no-such-program", 127, "No such file or directory"),
         ("./interpreter", 127, "what its first line names, or its loader, is not there"),
         ("./data", 126, "Permission denied"),
@@ -145,6 +154,30 @@ def test_what_is_no_program_is_127_or_126(tmp_path: Path, name: str, code: int, 
     done = stag_run("--family", "host", "--", name, cwd=tmp_path)
     assert done.returncode == code
     assert refusal(done) == f"stag run: {name or repr(name)}: {said}"
+
+
+def test_a_fallback_to_tcp_is_a_line_of_ours_among_the_programs() -> None:
+    require_supervision()
+    with std.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):  # who asks for SDP, and then without
+                sock, _ = server.accept()
+                with sock:
+                    if sock.recv(1) == b"o":
+                        sock.sendall(b"plain")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        text = f"import socket; s = socket.create_connection(('127.0.0.1', {port}))"
+        text += "; s.sendall(b'o'); print(s.recv(10).decode())"
+        done = stag_run(sys.executable, "-c", text)
+        thread.join(LIMIT)
+    assert (done.returncode, done.stdout) == (0, "plain\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("stag run: ")
+    assert "has plain TCP, not SDP" in line
 
 
 @pytest.mark.parametrize("words", [("--",), ()])

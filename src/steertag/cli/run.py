@@ -100,12 +100,16 @@ def _rules(path: str | None) -> Rules | None:
         _fail(f"--rules {error}", _USAGE)
 
 
-def _devices(family: str, specs: Sequence[str]) -> str | None:
+def _devices(family: str, rules: Rules | None, specs: Sequence[str]) -> str | None:
     """The descriptions, looked at before anything is started, as STEERTAG_DEVICE has them."""
     if not specs:
         return None
-    if family == "host":
-        raise click.UsageError("--device is of --family new_tcp or sdp; there is none of host")
+    over_new_tcp = os.environ.get("STEERTAG_SDP_TRANSPORT") == "new_tcp"
+    if rules is None and (family == "host" or (family == "sdp" and not over_new_tcp)):
+        raise click.UsageError(
+            f"--device is of --family new_tcp; {family} goes over the host's TCP"
+            + (" unless STEERTAG_SDP_TRANSPORT is new_tcp" if family == "sdp" else "")
+        )
     from steertag.runtime.interfaces import DeviceSpecError, parse_device
 
     for text in specs:
@@ -224,11 +228,12 @@ def run(
         raise click.UsageError("--rtt is for connections that are relayed; add --relay")
     from steertag.run.launch import RunConfig
 
+    rules = _rules(rules_file)
     config = RunConfig(
         family=family,
-        rules=_rules(rules_file),
+        rules=rules,
         maps=maps,
-        device=_devices(family, devices),
+        device=_devices(family, rules, devices),
         verbose=verbose,
         relay=relay,
         rtt=rtt,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import resource
 import signal
@@ -604,6 +605,7 @@ def start(config: RunConfig, foreign: Sequence[int] = ()) -> tuple[int, Channel]
 def _child(channel: Channel, config: RunConfig) -> None:
     status = 1
     try:
+        logging.basicConfig(format="stag run: %(message)s")  # among what the program says
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         _leave((0, 1))

@@ -221,6 +221,8 @@ class _Front:
 def _why_not_executed(name: str, error: int) -> str:
     """The kernel's word for it, but where that says another thing than it means."""
     if error == errno.ENOENT:
+        if " " in name and not os.path.exists(name):
+            return "there is no such program; its arguments are words of their own, unquoted"
         if "/" not in name:
             return "there is no such program in PATH"
         if os.path.exists(name):
