@@ -13,7 +13,7 @@ from steertag.sdp.tuning import Tuning
 from steertag.wire import sdp
 from tests.sim.sdp_ends import POLLIN, POLLOUT, POLLPRI, Ends
 
-LARGE = random.Random(5).randbytes(300_000)
+LARGE = random.Random(5).randbytes(600_000)
 
 
 def test_a_small_send_is_one_message_each_way_and_nothing_else() -> None:

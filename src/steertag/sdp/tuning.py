@@ -17,7 +17,8 @@ class Tuning:
         zcopy_threshold: a send of at least so much is advertised instead of copied; 0: none is.
         sink_threshold: a waiting receive with at least so much room is advertised (SinkAvail)
             where nothing is there; 0: none is.
-        recv_size: size of a posted receive buffer, the message's header included.
+        recv_size: size of a posted receive buffer, the message's header included; by default what
+            fits into one segment.
         recv_count: receive buffers, which are the peer's credits; 5 to 65535.
         send_count: work requests that may be posted and not completed.
         max_adverts: of the peer's sources that are taken at once, 1 to 255.
@@ -36,9 +37,9 @@ class Tuning:
         cancel_timeout: for the answer to a cancel; then the stream is reset.
     """
 
-    zcopy_threshold: int = 262144
-    sink_threshold: int = 262144
-    recv_size: int = 32768
+    zcopy_threshold: int = 524288
+    sink_threshold: int = 524288
+    recv_size: int = 61440
     recv_count: int = 32
     send_count: int = 128
     max_adverts: int = 8
