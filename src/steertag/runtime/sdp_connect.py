@@ -135,6 +135,7 @@ class Connecting:
             self._changed,
         )
         self._link = SdpLink(fabric, connection, transport, parts)
+        self._link.abrupt = self._sk.bound  # falling back takes its port again
 
     def _changed(self) -> None:
         """The set-up got on. The link is in the middle of it: what ends it waits."""
@@ -149,6 +150,7 @@ class Connecting:
                 self._end_with(Reason.NOT_SDP)
                 return
             parts.engine.start()
+            link.abrupt = False
             self._over = True
             self._sk.transport = self._transport
             self._fabric.spoke(self._address)
@@ -189,8 +191,6 @@ class Connecting:
         parts, self._parts = self._parts, None
         if connector is not None:
             connector.cancel()
-        if transport is not None and self._sk.bound and link is not None:
-            transport.reset_on_close()  # its port is wanted again at once
         if link is not None:
             link.close()
         elif parts is not None:

@@ -91,6 +91,8 @@ class SdpLink(StreamDriver):
         self._transport = transport
         self._fabric = fabric
         self._turning = False
+        self.abrupt = False
+        """Its end resets the stream, so that its port can be had again at once."""
         super().__init__(fabric.reactor, connection, transport.stream)
 
     def equip(self, parts: EngineParts) -> None:
@@ -192,12 +194,21 @@ class SdpLink(StreamDriver):
         """End it at once, and everything that belongs to it."""
         if self.closed:
             return
+        if self.abrupt:
+            self._transport.reset_on_close()
         super().close()
         self._transport.close()
         if self._parts is not None:
             self._parts.release()
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _settle_slowly(self) -> int:
+        if self.abrupt and self.connection.engine.closing:
+            # An orderly end could leave the port in TIME-WAIT.
+            self.close()
+            return 0
+        return super()._settle_slowly()
 
     def _linger(self) -> None:
         """After an orderly end the peer may still have much to read: to close before it has would
