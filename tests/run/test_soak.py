@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,39 +23,80 @@ thousands of them. 10,000 connections that each left 4 KiB behind would be more.
 TIME_WAIT = "net.ipv4.tcp_max_tw_buckets=500"
 """Those in TIME-WAIT stay for a minute: of all of them, a soak would measure nothing else."""
 STATS = re.compile(r"(\S+)=(\d+)")
-# What redis-benchmark does with -k 0: a connection for each request.
+# What `load COUNT` does: a connection for each request, eight at a time.
+REDIS = """\
+serve() { exec redis-server --port $port --bind 127.0.0.1 --save '' --appendonly no; }
+answers() { redis-cli -p $port ping; }
+load() { redis-benchmark -p $port -k 0 -c 8 -n $1 -t get -q; }
+idle() { redis-cli -p $port info clients | grep -q connected_clients:1; }
+"""
+NGINX = """\
+cat >nginx.conf <<END
+daemon off; worker_processes 2; pid nginx.pid; error_log error.log;
+events { worker_connections 256; use epoll; }
+http {
+  access_log off; client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp;
+  uwsgi_temp_path temp; scgi_temp_path temp;
+  server { listen 127.0.0.1:$port; location / { return 200 hello; } }
+}
+END
+serve() { exec nginx -p . -c nginx.conf; }
+answers() { curl -sf http://127.0.0.1:$port/; }
+load() { "$python" fetch.py $port $1; }
+idle() { true; }
+"""
+SERVERS = {"redis": REDIS, "nginx": NGINX}
+FETCH = """\
+import socket, sys, threading
+port, count = map(int, sys.argv[1:])
+def fetch():
+    for _ in range(count // 8):
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+            answer = b"".join(iter(lambda: sock.recv(1000), b""))
+            assert answer.endswith(b"hello"), answer
+            done.append(None)
+done = []
+threads = [threading.Thread(target=fetch) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(done) == count // 8 * 8
+"""
 SOAK = """\
-set -eu
-redis-server --port {port} --bind 127.0.0.1 --save '' --appendonly no >server.log &
-server=$!
-tries=0
-until redis-cli -p {port} ping >/dev/null 2>&1; do
-  tries=$((tries + 1)); [ $tries -lt 300 ] || exit 1; sleep 0.1
-done
-measure() {{
+measure() {
   for each in $(ps -o pid= --ppid $1) $1; do
     echo "$2" $each $(ls /proc/$each/fd | wc -l) $(grep VmRSS /proc/$each/status | tr -dc 0-9)
   done
-}}
+}
 control=$PPID
-redis-benchmark -p {port} -k 0 -c 8 -n {warm} -t get -q >warm
+(serve) >server.log 2>&1 &
+server=$!
+tries=0
+until answers >/dev/null 2>&1; do
+  tries=$((tries + 1)); [ $tries -lt 300 ] || exit 1; sleep 0.1
+done
+load $((count / 2)) >warm
 measure $control before
-redis-benchmark -p {port} -k 0 -c 8 -n {count} -t get -q >soak
-redis-cli -p {port} info clients | grep -q connected_clients:1
+load $count >soak
+idle
 measure $control after
-redis-cli -p {port} shutdown nosave || true
+kill $server
 wait $server || true
 """
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("mode", ["relay", "new_tcp", "sdp"])
-def test_thousands_of_connections_leave_nothing_behind(mode: str, tmp_path: Path) -> None:
-    need("redis-server", "redis-benchmark", "redis-cli", "ps")
+def test_thousands_of_connections_leave_nothing_behind(
+    mode: str, server: str, tmp_path: Path
+) -> None:
+    need("redis-server", "redis-benchmark", "redis-cli", "nginx", "curl", "ps")
     port = Application(mode, tmp_path).port
-    text = SOAK.format(port=port, warm=CONNECTIONS // 2, count=CONNECTIONS)
+    (tmp_path / "fetch.py").write_text(FETCH)
+    head = f"set -eu\nport={port} count={CONNECTIONS} python={sys.executable}\n"
     done = subprocess.run(
-        [*supervised(mode, "--stats"), "sh", "-c", text],
+        [*supervised(mode, "--stats"), "sh", "-c", head + SERVERS[server] + SOAK],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
