@@ -177,6 +177,15 @@ class Transmitter:
         answering = self._message is not None and self._message.response is not None
         return len(self.responses) + answering
 
+    @property
+    def awaited(self) -> int:
+        """Octets, at least, that are still to come of the answer to our oldest Read: what is here
+        of a segment counts when the segment is here whole."""
+        if not self.reads:
+            return 0
+        read = self.reads[0]
+        return max(0, read.length - read.placed - MAX_ULPDU)
+
     def response_done(self) -> None:
         """The response to our oldest request is here."""
         self.reads.popleft().done = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Final
 
 from steertag.errors import StateError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from steertag.sdp.sock import SdpSock
     from steertag.sdp.tuning import Tuning
 
+FAIR: Final = 256 * 1024
+"""Octets of a Read's answer that are waited for at once: each time that some are taken in costs
+more than they do. As many are certain to come."""
 _ROUNDS: Final = 8
 """Turns of engine and stream in one call: each may give the other something to do."""
 
@@ -91,6 +95,7 @@ class SdpLink(StreamDriver):
         self._transport = transport
         self._fabric = fabric
         self._turning = False
+        self._least = 1
         self.abrupt = False
         """Its end resets the stream, so that its port can be had again at once."""
         super().__init__(fabric.reactor, connection, transport.stream)
@@ -179,10 +184,13 @@ class SdpLink(StreamDriver):
             if self._receives_only(qp):
                 octets = self._receive(MSG_DONTWAIT, 1)
                 if octets:
+                    self._drained = True  # what is left, or comes meanwhile, is told of
                     self._behind_read(qp, octets)
                     self._turn()
             elif not self._blocked:
                 self.pump()
+            if qp.tx.awaited >= FAIR > self._least and self._spins and not self.closed:
+                self._tell_from(FAIR)
             return False
         if self.glance(0):
             self._turn()
@@ -234,12 +242,23 @@ class SdpLink(StreamDriver):
                 self.settle()
         finally:
             self._turning = False
+        if self._least > 1 and not self.closed and qp.tx.awaited < self._least:
+            self._tell_from(1)
         sk = parts.sk
         if sk.sk_shutdown and sk.sk_wmem_queued:
             sdp_drained(sk)
         deadline = parts.engine.deadline
         if deadline is not None and not self.closed:
             self._loop.schedule(self)
+
+    def _tell_from(self, octets: int) -> None:
+        """Have the stream tell of what is there when it is so much (SO_RCVLOWAT)."""
+        self._counters.syscalls += 1
+        try:
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, octets)
+        except OSError:
+            octets = max(octets, self._least)  # then it tells of everything, or is gone
+        self._least = octets
 
     def _hung_up(self) -> bool:
         if isinstance(self._transport, KernelTransport):
