@@ -56,6 +56,8 @@ class DelayedRelay(Relay):
         elif not way.eof:
             self._hold(held, self.next_out)
         if not self._arrived(held, way, self._flush_out, self.put_out):
+            if way.left is not None and self._abandoned():
+                self._program_left()
             return
         if isinstance(way.failure, OSError):
             self._our_end_failed(way.failure)
@@ -64,7 +66,7 @@ class DelayedRelay(Relay):
 
     def bring_in(self, sure: bool = False) -> None:
         held, way = self._held_in, self.incoming
-        if not way.eof:
+        if not way.eof and not self._abandoned():
             self._hold(held, self.next_in)
         if not self._arrived(held, way, self._flush_in, self.put_in):
             return
@@ -73,6 +75,10 @@ class DelayedRelay(Relay):
             way.eof = True
         if way.eof:
             self._in_ended(way)
+
+    def _abandoned(self) -> bool:
+        """Whether the program closed with octets unread: the peer is to find a reset, no room."""
+        return self.lost and self.hung_up
 
     def _urgent_out(self) -> None:
         self.send_out()
