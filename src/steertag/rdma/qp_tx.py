@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,20 @@ from steertag.rdma.constants import (
 )
 from steertag.rdma.counters import Counters
 from steertag.rdma.cq import WC
+from steertag.rdma.fpdu import (
+    CTL_TAGGED_LAST,
+    CTL_UNTAGGED_LAST,
+    NO_CRC,
+    PADS,
+    TAGGED,
+    TAGGED_LEN,
+    UNTAGGED,
+    UNTAGGED_LEN,
+    Buffer,
+    Framed,
+    cut_message,
+    frame,
+)
 from steertag.rdma.memory import (
     ATOMIC_LEN,
     LocalProtectionError,
@@ -42,14 +56,13 @@ from steertag.rdma.memory import (
     apply_atomic,
 )
 from steertag.rdma.requests import AtomicTurn, Message, PendingRead, Wqe
-from steertag.wire import ddp, rdmap
+from steertag.wire import rdmap
 from steertag.wire.crc32c import CRC_FIELD, crc32c
 from steertag.wire.mpa import MAX_ULPDU
 
 if TYPE_CHECKING:
     from steertag.rdma.wr import SendWR
 
-Buffer = bytes | bytearray | memoryview
 GATHER_OCTETS: Final = 1 << 20
 """Octets emitted at most for one call to the stream: enough that its cost is spread thin."""
 MAX_PARTS: Final = 960
@@ -58,12 +71,6 @@ SMALL: Final = 1024
 """Octets of a Write up to which its payload is copied into one buffer with its header: a copy of
 so little costs less than three entries of a scatter/gather list."""
 
-_TAGGED: Final = struct.Struct("!HBBIQ")
-_UNTAGGED: Final = struct.Struct("!HBBIIII")
-_CTL_TAGGED: Final = ddp.T_FLAG | ddp.VERSION
-_CTL_TAGGED_LAST: Final = _CTL_TAGGED | ddp.L_FLAG
-_CTL_UNTAGGED: Final = ddp.VERSION
-_CTL_UNTAGGED_LAST: Final = _CTL_UNTAGGED | ddp.L_FLAG
 _OP_WRITE: Final = rdmap.control(rdmap.Opcode.WRITE)
 _OP_READ_RESPONSE: Final = rdmap.control(rdmap.Opcode.READ_RESPONSE)
 _OP_READ_REQUEST: Final = rdmap.control(rdmap.Opcode.READ_REQUEST)
@@ -85,11 +92,7 @@ _LOCAL: Final = (WR_LOCAL_INV, WR_BIND_MW)
 _NOT_REQUESTING: Final = frozenset({*_WRITES, *_SENDS, *_LOCAL, WR_SEND_WITH_IMM})
 """Requests that no response of the peer's belongs to: no ORD limits them."""
 _OP_TERMINATE: Final = rdmap.control(rdmap.Opcode.TERMINATE)
-_PADS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
-_NO_CRC: Final = tuple(pad + bytes(4) for pad in _PADS)
 _MSN_MASK: Final = 0xFFFFFFFF
-_TAGGED_LEN: Final = ddp.TAGGED_LEN
-_UNTAGGED_LEN: Final = ddp.UNTAGGED_LEN
 _PLAIN: Final = SEND_FENCE | SEND_SIGNALED | SEND_SOLICITED
 _SUCCESS: Final = WcStatus.SUCCESS
 _LAST_SAFE_TO: Final = (1 << 64) - SMALL
@@ -240,18 +243,18 @@ class Transmitter:
                 or offset + length > region.length
             ):
                 break
-            ulpdu = length + _TAGGED_LEN
+            ulpdu = length + TAGGED_LEN
             to, rkey = left.remote_addr, left.rkey
             try:
-                header = _TAGGED.pack(ulpdu, _CTL_TAGGED_LAST, _OP_WRITE, rkey, to)
+                header = TAGGED.pack(ulpdu, CTL_TAGGED_LAST, _OP_WRITE, rkey, to)
             except struct.error:
                 break
             # One buffer and one call of the digest: a copy of so little costs less.
             framed = header + region.view[offset : offset + length]
             pad = -(ulpdu + 2) & 3
             if pad:
-                framed += _PADS[pad]
-            small.append(framed + CRC_FIELD.pack(crc32c(framed)) if crc else framed + _NO_CRC[0])
+                framed += PADS[pad]
+            small.append(framed + CRC_FIELD.pack(crc32c(framed)) if crc else framed + NO_CRC[0])
             emitted += ulpdu + pad + 6
             self._small_octets += length
             unfinished.append((emitted, left.wr_id, WR_RDMA_WRITE, flags, length, None, _SUCCESS))
@@ -276,13 +279,13 @@ class Transmitter:
             return wr
         msn = self.send_msn
         self.send_msn = (msn + 1) & _MSN_MASK
-        ulpdu = length + _UNTAGGED_LEN
+        ulpdu = length + UNTAGGED_LEN
         op = _OP_SEND[1] if flags & SEND_SOLICITED else _OP_SEND[0]
-        framed = _UNTAGGED.pack(ulpdu, _CTL_UNTAGGED_LAST, op, 0, rdmap.QN_SEND, msn, 0) + data
+        framed = UNTAGGED.pack(ulpdu, CTL_UNTAGGED_LAST, op, 0, rdmap.QN_SEND, msn, 0) + data
         pad = -(ulpdu + 2) & 3
         if pad:
-            framed += _PADS[pad]
-        framed += CRC_FIELD.pack(crc32c(framed)) if self.crc else _NO_CRC[0]
+            framed += PADS[pad]
+        framed += CRC_FIELD.pack(crc32c(framed)) if self.crc else NO_CRC[0]
         self._small.append(framed)
         self._small_octets += length
         self._emitted = end = self._emitted + len(framed)
@@ -580,101 +583,32 @@ class Transmitter:
         self, parts: list[Buffer], control: int, qn: int, msn: int, payload: bytes
     ) -> None:
         """Frame a message that is one untagged segment."""
-        length = ddp.UNTAGGED_LEN + len(payload)
-        header = _UNTAGGED.pack(length, _CTL_UNTAGGED_LAST, control, 0, qn, msn, 0)
-        self._frame(parts, header + payload, [])
+        length = UNTAGGED_LEN + len(payload)
+        header = UNTAGGED.pack(length, CTL_UNTAGGED_LAST, control, 0, qn, msn, 0)
+        self._count(frame(parts, header + payload, [], crc=self.crc))
 
     def _segments(self, parts: list[Buffer], message: Message, limit: int) -> None:
         """Emit the message's next segments, until its end or until there is enough."""
-        total, position = message.total, message.position
         step = message.segment_size(self.max_ulpdu)
-        crc, control = self.crc, message.control
-        emitted = self._emitted
-        source = self._source(message, min(total - position, limit - emitted + step))
-        if not crc and message.msn is None and len(source) == 1:
-            last = self._plain_segments(parts, message, source[0], step, limit)
-            self._message_cut(parts, message, last=last)
-            return
-        at = 0
-        while True:
-            size = min(step, total - position)
-            last = position + size == total
-            if message.msn is None:
-                header = _TAGGED.pack(
-                    size + _TAGGED_LEN,
-                    _CTL_TAGGED_LAST if last else _CTL_TAGGED,
-                    control,
-                    message.stag,
-                    message.to + position,
-                )
-            else:
-                header = _UNTAGGED.pack(
-                    size + ddp.UNTAGGED_LEN,
-                    _CTL_UNTAGGED_LAST if last else _CTL_UNTAGGED,
-                    control,
-                    message.stag,
-                    rdmap.QN_SEND,
-                    message.msn,
-                    position,
-                )
-            if len(source) == 1:
-                payload = source[0][at : at + size]
-                pad = -(size + len(header)) & 3
-                if crc and not pad:
-                    trailer = CRC_FIELD.pack(crc32c(payload, crc32c(header)))
-                else:
-                    trailer = self._trailer(header, (payload,), pad)
-                parts += (header, payload, trailer)
-                self._emitted += len(header) + size + pad + 4
-                self._counters.tx_fpdus += 1
-            else:
-                self._frame(parts, header, _cut(source, at, size))
-            position += size
-            at += size
-            if last or self._emitted >= limit or len(parts) >= MAX_PARTS:
-                break
-        message.position = position
-        self._message_cut(parts, message, last=last)
+        room = limit - self._emitted
+        source = self._source(message, min(message.total - message.position, room + step))
+        self._count(cut_message(parts, message, source, step, room, MAX_PARTS, crc=self.crc))
+        if message.position == message.total:
+            self._message_cut(parts, message)
 
-    def _plain_segments(
-        self, parts: list[Buffer], message: Message, source: memoryview, step: int, limit: int
-    ) -> bool:
-        """`_segments` for what bulk data mostly is: tagged, from one piece of memory, without CRC.
-        True where the last is among them."""
-        total, position = message.total, message.position
-        control, stag, to = message.control, message.stag, message.to
-        pack = _TAGGED.pack
-        begun = position
-        emitted, fpdus, before = self._emitted, 0, b""
-        last = False
-        while not last and emitted < limit and len(parts) < MAX_PARTS:
-            size = min(step, total - position)
-            last = position + size == total
-            ctl = _CTL_TAGGED_LAST if last else _CTL_TAGGED
-            # What ends one segment and begins the next is one part.
-            parts += (
-                before + pack(size + _TAGGED_LEN, ctl, control, stag, to + position),
-                source[position - begun : position - begun + size],
-            )
-            before = _NO_CRC[-(size + _TAGGED.size) & 3]
-            emitted += _TAGGED.size + size + len(before)
-            fpdus += 1
-            position += size
-        parts.append(before)
-        self._emitted = emitted
+    def _count(self, framed: Framed) -> None:
+        octets, fpdus = framed
+        self._emitted += octets
         self._counters.tx_fpdus += fpdus
-        message.position = position
-        return last
 
-    def _message_cut(self, parts: list[Buffer], message: Message, *, last: bool) -> None:
-        """Go on after a message's segments, or after some of them."""
-        if last:
-            self._message = None
-            wqe = message.wqe
-            if wqe is not None and wqe[1] == WR_RDMA_WRITE_WITH_IMM:
-                self._immediate(parts, wqe)
-            elif wqe is not None:
-                self._finished(wqe)
+    def _message_cut(self, parts: list[Buffer], message: Message) -> None:
+        """Go on after a message's last segment."""
+        self._message = None
+        wqe = message.wqe
+        if wqe is not None and wqe[1] == WR_RDMA_WRITE_WITH_IMM:
+            self._immediate(parts, wqe)
+        elif wqe is not None:
+            self._finished(wqe)
 
     def _source(self, message: Message, octets: int) -> list[memoryview]:
         """Views of the message's next `octets`; checked anew each time: a region may have been
@@ -708,27 +642,6 @@ class Transmitter:
             skip = 0
         return views
 
-    def _frame(self, parts: list[Buffer], header: bytes, payload: list[memoryview]) -> None:
-        """Append the FPDU of `header` (its MPA length included) and `payload`."""
-        size = len(header) + sum(map(len, payload))
-        pad = -size & 3
-        trailer = self._trailer(header, payload, pad)
-        parts.append(header)
-        parts += payload
-        parts.append(trailer)
-        self._counters.tx_fpdus += 1
-        self._emitted += size + pad + 4
-
-    def _trailer(self, header: bytes, payload: Iterable[memoryview], pad: int) -> bytes:
-        if not self.crc:
-            return _NO_CRC[pad]
-        value = crc32c(header)
-        for view in payload:
-            value = crc32c(view, value)
-        if pad:
-            value = crc32c(_PADS[pad], value)
-        return _PADS[pad] + CRC_FIELD.pack(value)
-
 
 def _owned(parts: list[Buffer], owner: object) -> list[Buffer]:
     """`parts` with copies in the place of views of `owner`'s memory."""
@@ -736,19 +649,3 @@ def _owned(parts: list[Buffer], owner: object) -> list[Buffer]:
         bytes(part) if isinstance(part, memoryview) and part.obj is owner else part
         for part in parts
     ]
-
-
-def _cut(source: list[memoryview], at: int, size: int) -> list[memoryview]:
-    """`size` octets from `at` on of the concatenation of `source`."""
-    views: list[memoryview] = []
-    for view in source:
-        if at >= len(view):
-            at -= len(view)
-            continue
-        take = min(len(view) - at, size)
-        if not take:
-            break
-        views.append(view[at : at + take])
-        size -= take
-        at = 0
-    return views
