@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import errno
 import logging
-import math
 import os
 import select
 import threading
@@ -28,12 +27,11 @@ from steertag.device.base import Device
 from steertag.errors import os_error
 from steertag.family.const import SOCK_DEAD, TcpState
 from steertag.family.net import sock_release
-from steertag.family.sock import POLLRDHUP, Sock
-from steertag.family.socket import POLL_LOOK, Socket
+from steertag.family.sock import Sock
+from steertag.family.socket import Socket
 from steertag.family.stack import NETDEV_UNREGISTER, Stack
+from steertag.runtime.sleep import NEVER, READ, WRITE, EventFd, Sleeper, Waiter
 
-READ: Final = select.POLLIN
-WRITE: Final = select.POLLOUT
 SPIN: Final = 50e-6
 """Seconds to look for a frame before sleeping for it, like the kernel's busy polling; only where
 frames came that soon the last time, and where there is a second processor."""
@@ -55,15 +53,8 @@ _DELIVERING: Final = (
 )
 _FAILURES: Final = 16
 """Turns of a device that may fail one after the other before it is taken down."""
-_NEVER: Final = math.inf
 _LONGEST: Final = 86400.0
 """Seconds of one sleep: epoll counts milliseconds in an int. Who waits longer sleeps again."""
-_ALWAYS: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL | POLL_LOOK
-_NEWS: Final = {
-    READ: READ | POLLRDHUP | _ALWAYS,
-    WRITE: WRITE | _ALWAYS,
-    READ | WRITE: READ | WRITE | POLLRDHUP | _ALWAYS,
-}
 _THREAD_NAME: Final = "steertag-net"
 _OBSERVERS_NAME: Final = "steertag-observers"
 _LOG: Final = logging.getLogger("steertag.runtime")
@@ -85,99 +76,6 @@ class Driven(Protocol):
     def turn(self) -> Callable[[], bool] | None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
-
-
-class EventFd:
-    """An eventfd, open as long as somebody refers to it."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def set(self) -> None:
-        os.eventfd_write(self.fd, 1)
-
-    def clear(self) -> None:
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return  # somebody else did
-
-    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        _close(self.fd)
-
-
-class Sleeper:
-    """A thread that sleeps, and how it is roused: in an epoll by an eventfd, or on a semaphore.
-
-    Attributes:
-        asleep: it sleeps, or is about to; set and looked at with the Stack's lock held.
-        wake_at: when it will wake by itself.
-    """
-
-    __slots__ = ("_eventfd", "_semaphore", "asleep", "wake_at")
-
-    def __init__(self) -> None:
-        self.asleep = False
-        self.wake_at = _NEVER
-        self._eventfd: EventFd | None = None
-        self._semaphore: threading.Lock | None = None
-
-    def prepare(self, until: float, eventfd: EventFd | None = None) -> None:
-        """Before sleeping, with the Stack's lock held."""
-        self._eventfd = eventfd
-        if eventfd is None and self._semaphore is None:
-            self._semaphore = threading.Lock()
-            self._semaphore.acquire()
-        self.wake_at = until
-        self.asleep = True
-
-    def rouse(self) -> None:
-        """With the Stack's lock held."""
-        if not self.asleep:
-            return
-        self.asleep = False
-        if self._eventfd is not None:
-            self._eventfd.set()
-        elif self._semaphore is not None:
-            self._semaphore.release()
-
-    def sleep(self, stack: Stack, timeout: float | None) -> None:
-        """On the semaphore. Without the lock held."""
-        semaphore = self._semaphore
-        assert semaphore is not None  # made by `prepare`
-        woken = False
-        try:
-            woken = semaphore.acquire(True, -1 if timeout is None else max(0.0, timeout))
-        finally:
-            if not woken:
-                with stack.lock:
-                    if self.asleep:
-                        self.asleep = False
-                    else:  # roused at this very moment
-                        semaphore.acquire(False)
-
-
-class Waiter(Sleeper):
-    """A thread in a blocking call on one socket.
-
-    Attributes:
-        news: there was some for it since it began to wait.
-    """
-
-    __slots__ = ("_mask", "news")
-
-    def __init__(self, events: int) -> None:
-        super().__init__()
-        self.news = False
-        self._mask = _NEWS[events]
-
-    def wake(self, mask: int) -> None:
-        """The socket's call-back: `mask` is news. With the Stack's lock held."""
-        if mask & self._mask:
-            self.news = True
-            self.rouse()
 
 
 class Lead(Waiter):
@@ -203,7 +101,7 @@ class Lead(Waiter):
         stack = self._driver.stack
         with stack.lock:
             until = stack.timers.deadline
-            self.prepare(_NEVER if until is None else until, self._kick)
+            self.prepare(NEVER if until is None else until, self._kick)
         return None if until is None else min(max(0.0, until - time.monotonic()), _LONGEST)
 
     def turn(self) -> None:
@@ -379,7 +277,7 @@ class NetDriver:
                 self._leader = waiter
                 return
             self._followers[waiter] = None
-            waiter.prepare(_NEVER)
+            waiter.prepare(NEVER)
         try:
             waiter.sleep(stack, timeout)
         finally:
@@ -428,7 +326,7 @@ class NetDriver:
                 until = deadline
             timeout = None if until is None else min(max(0.0, until - now), _LONGEST)
             front, kick = self._front, self._kick
-            waiter.prepare(_NEVER if until is None else until, kick)
+            waiter.prepare(NEVER if until is None else until, kick)
         if front is None or kick is None:
             waiter.sleep(stack, timeout)
             return tuple(self._devices.values())
@@ -463,7 +361,7 @@ class NetDriver:
             if self._devices or self.stack.timers.pending:
                 self._start()
         elif background.asleep and (
-            background.wake_at == _NEVER or self.stack.timers.due(background.wake_at)
+            background.wake_at == NEVER or self.stack.timers.due(background.wake_at)
         ):
             background.rouse()
 
@@ -635,7 +533,7 @@ class NetDriver:
             until = self._until(mine, now)
             polling, wake = (self._back, self._wake) if mine else (None, None)
             background.prepare(until, wake)
-        timeout = None if until == _NEVER else min(max(0.0, until - now), _LONGEST)
+        timeout = None if until == NEVER else min(max(0.0, until - now), _LONGEST)
         if polling is None or wake is None:
             background.sleep(stack, timeout)
             return
@@ -652,12 +550,12 @@ class NetDriver:
     def _until(self, mine: bool, now: float) -> float:
         """How long the background thread sleeps now, at most."""
         if self._leader is not None:
-            return _NEVER  # until the leader leaves
+            return NEVER  # until the leader leaves
         deadline = self.stack.timers.deadline
         if mine:
             if self._devices:
-                return _NEVER if deadline is None else deadline
-            return min(_NEVER if deadline is None else deadline, now + IDLE)
+                return NEVER if deadline is None else deadline
+            return min(NEVER if deadline is None else deadline, now + IDLE)
         return now + GRACE
 
     # -- the end -------------------------------------------------------------------------------

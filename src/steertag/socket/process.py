@@ -24,7 +24,8 @@ from steertag.family.const import PEER_OF_ACCEPTED, SOCK_LINGER, TcpState
 from steertag.family.msg import Address, Ancillary, MsgHdr, RecvMsg
 from steertag.family.socket import Socket
 from steertag.family.sockopt import sock_of
-from steertag.runtime.netdev import READ, WRITE, ensure_driver
+from steertag.runtime.netdev import ensure_driver
+from steertag.runtime.sleep import READ, WRITE
 from steertag.runtime.wait import deadline_after
 from steertag.socket.arguments import c_int, checked_control, octets_of, rest_of
 from steertag.socket.base import socket
