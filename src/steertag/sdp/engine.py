@@ -305,8 +305,8 @@ class Engine:
     def _flagged(self, flags: int) -> None:
         if flags & sdp.REQ_PIPE:
             self._source.pipeline_asked()
-        if flags & sdp.OOB_PEND and not self._sink.oob_told:
-            self._sink.oob_told = self._sink.urgent_news = True
+        if flags & sdp.OOB_PEND:
+            self._sink.urgent_coming()
 
     def _on_src_avail(self, index: int, body: memoryview) -> bool:
         try:
@@ -439,11 +439,11 @@ class Engine:
     @property
     def oob_inline(self) -> bool:
         """Out-of-band octets stay in the stream (SO_OOBINLINE)."""
-        return self._sink.oob_inline
+        return self._sink.ready.oob_inline
 
     @oob_inline.setter
     def oob_inline(self, value: bool) -> None:
-        self._sink.oob_inline = value
+        self._sink.ready.oob_inline = value
 
     def recv_into(self, write: Writer, room: int, *, peek: bool = False) -> int:
         """Give what is there to `write`, at most `room` octets; 0 for nothing.
@@ -453,9 +453,9 @@ class Engine:
         was read.
         """
         sink = self._sink
-        if not sink.unread:
+        if not sink.ready.unread:
             return 0
-        count = sink.read(write, room, peek)
+        count = sink.ready.read(write, room, peek)
         if count and not peek and not self.ended:
             if not sink.read_more():
                 self._violation()
@@ -484,7 +484,7 @@ class Engine:
     @property
     def unread(self) -> int:
         """Octets that `recv_into` could give now (SIOCINQ)."""
-        return self._sink.unread
+        return self._sink.ready.unread
 
     @property
     def moves_large(self) -> bool:
@@ -496,7 +496,7 @@ class Engine:
         """Octets, the end of the stream, or an error are there to be read."""
         self.want()
         sink = self._sink
-        return bool(sink.unread or self.eof or self.error or self.ended)
+        return bool(sink.ready.unread or self.eof or self.error or self.ended)
 
     @property
     def eof(self) -> bool:
@@ -511,16 +511,16 @@ class Engine:
     @property
     def oob_pending(self) -> bool:
         """Out-of-band data is there or announced (POLLPRI)."""
-        return self._sink.oob_told
+        return self._sink.ready.oob_told
 
     def recv_oob(self, *, peek: bool = False) -> bytes | None:
         """The out-of-band octet: b"" where it was announced and isn't here; None for none."""
-        return self._sink.recv_oob(peek)
+        return self._sink.ready.recv_oob(peek)
 
     @property
     def at_mark(self) -> bool:
         """Whether the next octet is the one behind (inline: at) the mark (SIOCATMARK)."""
-        return self._sink.at_mark
+        return self._sink.ready.at_mark
 
     # -- the end -------------------------------------------------------------------------------
 

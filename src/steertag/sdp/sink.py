@@ -1,6 +1,6 @@
 """The data sink: what came, in order, and how what is advertised is fetched.
 
-In the stream's order there are first the octets that are here (`_ready`), then those that RDMA
+In the stream's order there are first the octets that are here (`ready`), then those that RDMA
 Reads under way bring, then the rest of the advertised sources. A source sends no Data behind
 octets that it has advertised, so nothing comes behind those.
 
@@ -20,21 +20,18 @@ from steertag.rdma.memory import Region
 from steertag.rdma.wr import SGE
 from steertag.sdp.channel import Channel
 from steertag.sdp.counters import SdpCounters
-from steertag.sdp.pieces import Advert, Mark, Piece, Read
+from steertag.sdp.pieces import Advert, Read
+from steertag.sdp.ready import TRUESIZE, Ready
 from steertag.sdp.transfer import Transfer
 from steertag.sdp.tuning import Tuning
 from steertag.wire import sdp
 
 if TYPE_CHECKING:
-    from steertag.sdp.engine import Writer
+    pass
 
 IN_PLACE_MIN: Final = 262144
 """Octets from which on reading a part of a source straight into the waiting buffer pays: for fewer
 more is read ahead, and copied."""
-COPY_MAX: Final = 2048
-"""Octets of a message that are copied out of its receive buffer, so that it is free at once."""
-_TRUESIZE: Final = 128
-"""What a queued piece costs besides its octets."""
 _STAGES: Final = 2
 """Pieces of memory to be read into that are kept for the next Read."""
 _READS: Final = 4
@@ -53,7 +50,7 @@ class Sink:
     Attributes:
         discard: nobody reads any more.
         fin: the peer's DisConn is here.
-        oob_inline: see `Engine`.
+        ready: the octets that are here.
         news: something has become readable, or a transfer done, since the engine looked.
         peer_mode: the peer's source's mode.
     """
@@ -66,16 +63,11 @@ class Sink:
         changed: Callable[[], None],
     ) -> None:
         self._changed = changed
-        self.discard = self.fin = self.oob_inline = False
+        self.discard = self.fin = False
         self.news = self.urgent_news = False
         self.peer_mode = sdp.COMBINED
-        self.unread = 0
         self._channel, self._tuning, self._counters = channel, tuning, counters
-        self._ready: deque[Piece | Mark] = deque()
-        self._head = 0
-        """Octets of the first piece that are read."""
-        self._held = 0
-        """Octets (and what they cost) that lie outside the receive buffers."""
+        self.ready = Ready(tuning.rcv_bytes, channel.repost, self._unstage)
         self._reads: deque[Read] = deque()
         self._adverts: deque[Advert] = deque()
         self._position = 0
@@ -99,9 +91,6 @@ class Sink:
         """`_place`'s registration while it is advertised."""
         self._acks_due = 0
         self._backoff = self._skip = 0
-        # Out-of-band data.
-        self._mark: Mark | None = None
-        self.oob_told = False
 
     # -- what comes ----------------------------------------------------------------------------
 
@@ -109,8 +98,8 @@ class Sink:
         """Data with `count` octets lies in receive buffer `index`. False for a broken rule."""
         view = self._channel.ring[index][_HEADER : _HEADER + count]
         if flags:
-            if flags & sdp.OOB_PEND and not self.oob_told:
-                self.oob_told = self.urgent_news = True
+            if flags & sdp.OOB_PEND:
+                self.urgent_coming()
             if flags & sdp.OOB_PRES:
                 return self._oob(index, view)
         if not count:
@@ -126,7 +115,7 @@ class Sink:
             self._channel.repost(index)
             return True
         self.news = True
-        if self._waiter is not None and not self._ready:
+        if self._waiter is not None and not self.ready:
             taken = min(count, len(self._place))
             self._place[:taken] = view[:taken]
             self._fill_done(taken)
@@ -134,21 +123,10 @@ class Sink:
                 self._channel.repost(index)
                 return True
             view = view[taken:]
-            count -= taken
-        self._queue(index, view, count)
+        self.ready.received(index, view)
         if self._waiter is not None:
             self._serve_waiter()
         return True
-
-    def _queue(self, index: int, view: memoryview, count: int) -> None:
-        self.unread += count
-        cost = count + _TRUESIZE
-        if count <= COPY_MAX and self._held + cost <= self._tuning.rcv_bytes:
-            self._held += cost
-            self._ready.append(Piece(bytes(view), -1, cost))
-            self._channel.repost(index)
-        else:
-            self._ready.append(Piece(view, index, 0))
 
     def _oob(self, index: int, view: memoryview) -> bool:
         """The last octet is out-of-band data."""
@@ -162,37 +140,20 @@ class Sink:
         octet = bytes(view[-1:])
         front = bytes(view[:-1])
         self._channel.repost(index)
-        self.oob_told = True
         self.news = self.urgent_news = True
         if self.discard:
+            self.ready.oob_told = True
             return True
         if front:
-            self._append(front)
-        self._unmark()
-        mark = self._mark = Mark(octet)
-        self._ready.append(mark)
-        if self.oob_inline:
-            self._append(octet)
+            self.ready.copied(front)
+        self.ready.marked(octet)
         self._serve_waiter()
         return True
 
-    def _append(self, octets: bytes) -> None:
-        self.unread += len(octets)
-        cost = len(octets) + _TRUESIZE
-        self._held += cost
-        self._ready.append(Piece(octets, -1, cost))
-
-    def _unmark(self) -> None:
-        """A new mark is coming: an octet that nobody took is an ordinary one, as in Linux."""
-        mark = self._mark
-        if mark is None or mark not in self._ready:
-            return
-        at = self._ready.index(mark)
-        del self._ready[at]
-        if not mark.taken and not self.oob_inline:
-            self.unread += 1
-            self._held += 1 + _TRUESIZE
-            self._ready.insert(at, Piece(mark.octet, -1, 1 + _TRUESIZE))
+    def urgent_coming(self) -> None:
+        """A message says that out-of-band data is on its way."""
+        if not self.ready.oob_told:
+            self.ready.oob_told = self.urgent_news = True
 
     def advertised(self, source: sdp.SrcAvail, index: int, inline: memoryview) -> bool:
         """SrcAvail in receive buffer `index`. False for a broken rule."""
@@ -214,7 +175,7 @@ class Sink:
         if inlined and len(self._adverts) == 1 and not self._reads:
             advert.asked = advert.got = len(inlined)
             self._counters.rx_bcopy_bytes += len(inlined)
-            self._append(inlined)
+            self.ready.copied(inlined)
             self.news = True
             self._serve_waiter()
             if advert.got == advert.length:
@@ -241,9 +202,9 @@ class Sink:
                 else:
                     if self._leave_to_waiter():
                         return True
-                    room = self._tuning.rcv_bytes - self._held
+                    room = self._tuning.rcv_bytes - self.ready.held
                     count = min(left, self._tuning.read_size)
-                    if count > room and self._held:
+                    if count > room and self.ready.held:
                         return True
                     begun = self._read_ahead(advert, count)
                 if not begun:
@@ -263,7 +224,7 @@ class Sink:
         return (
             waiter is not None
             and not waiter.cancelled
-            and not self._ready
+            and not self.ready
             and len(self._reads) == self._filling
             and (size == left or size >= IN_PLACE_MIN)
             and size > 0
@@ -289,7 +250,7 @@ class Sink:
         if not self._read(advert, count, region, staged=True):
             self._unstage(region)
             return False
-        self._held += count + _TRUESIZE
+        self.ready.held += count + TRUESIZE
         return True
 
     def _stage(self, count: int) -> Region | None:
@@ -371,12 +332,10 @@ class Sink:
                 self._waiter_done()
             return
         if self.discard:
-            self._held -= count + _TRUESIZE
+            self.ready.held -= count + TRUESIZE
             self._unstage(read.region)
             return
-        self.unread += count
-        view = read.region.view[:count]
-        self._ready.append(Piece(view, -1, count + _TRUESIZE, read.region))
+        self.ready.fetched(read.region, count)
         self._serve_waiter()
 
     def _tell_read(self, count: int) -> bool:
@@ -446,7 +405,7 @@ class Sink:
 
     def _serve_waiter(self) -> None:
         """Copy what is here to whoever waits, and no Read or Write of the peer's is to serve."""
-        if self._waiter is None or self._filling or self._sink is not None or not self._ready:
+        if self._waiter is None or self._filling or self._sink is not None or not self.ready:
             return
         place = self._place
 
@@ -454,7 +413,7 @@ class Sink:
             place[offset : offset + len(data)] = data
             return len(data)
 
-        if count := self.read(write, len(place), peek=False):
+        if count := self.ready.read(write, len(place), peek=False):
             self._fill_done(count)
 
     def _fill_done(self, count: int) -> None:
@@ -481,7 +440,7 @@ class Sink:
             or not threshold
             or len(self._place) < threshold
             or self._sink is not None
-            or self._ready
+            or self.ready
             or self._reads
             or self._adverts
             or self._refused
@@ -575,117 +534,34 @@ class Sink:
             self._pay()
             self.read_more()
 
-    # -- what the application takes ------------------------------------------------------------
-
-    def read(self, write: Writer, room: int, peek: bool) -> int:
-        """See `Engine.recv_into`."""
-        if peek:
-            return self._peek(write, room)
-        ready = self._ready
-        placed = 0
-        while ready and placed < room:
-            piece = ready[0]
-            if isinstance(piece, Mark):
-                if placed or len(ready) == 1:
-                    break
-                ready.popleft()
-                if piece is self._mark:
-                    # Read past: who hasn't taken the octet won't get it any more.
-                    self._mark = None
-                    self.oob_told = False
-                continue
-            head = self._head
-            view = piece.view
-            left = len(view) - head
-            take = min(left, room - placed)
-            write(placed, view if take == len(view) else memoryview(view)[head : head + take])
-            placed += take
-            if take < left:
-                self._head = head + take
-                break
-            ready.popleft()
-            self._head = 0
-            self._release(piece)
-        self.unread -= placed
-        return placed
-
-    def _release(self, piece: Piece) -> None:
-        """Its octets are taken, or not wanted."""
-        if piece.index >= 0:
-            self._channel.repost(piece.index)
-            return
-        self._held -= piece.charge
-        if piece.stage is not None:
-            self._unstage(piece.stage)
-
-    def _peek(self, write: Writer, room: int) -> int:
-        placed, head = 0, self._head
-        for piece in self._ready:
-            if isinstance(piece, Mark):
-                if placed:
-                    break
-                continue
-            if placed == room:
-                break
-            view = memoryview(piece.view)[head : head + room - placed]
-            head = 0
-            write(placed, view)
-            placed += len(view)
-        return placed
+    # -- the end -------------------------------------------------------------------------------
 
     @property
     def drained(self) -> bool:
         """Everything that the peer has sent was read (or isn't wanted)."""
-        return not (self.unread or self._reads or self._adverts) or self.discard
+        return not (self.ready.unread or self._reads or self._adverts) or self.discard
 
     def stop(self) -> None:
         """Nobody reads any more: what is here is dropped, what is advertised called read."""
         self.discard = True
-        for piece in self._ready:
-            if isinstance(piece, Piece):
-                self._release(piece)
-        self._ready.clear()
-        self._head = self.unread = 0
-        self._mark = None
+        self.ready.drop()
         if self._waiter is not None:
             self._waiter.cancel()
         if not self._reads:
             self._drop_adverts()
 
-    # -- out-of-band data ----------------------------------------------------------------------
-
-    def recv_oob(self, peek: bool) -> bytes | None:
-        mark = self._mark
-        if mark is None:
-            return b"" if self.oob_told else None
-        if mark.taken or self.oob_inline:
-            return None
-        if not peek:
-            mark.taken = True
-            self.oob_told = False
-        return mark.octet
-
-    @property
-    def at_mark(self) -> bool:
-        return bool(self._ready) and isinstance(self._ready[0], Mark)
-
-    # -- the end -------------------------------------------------------------------------------
-
     def finished(self) -> None:
         """DisConn."""
         self.fin = True
         self.news = True
-        if self._waiter is not None and not (self._filling or self._ready or self._reads):
+        if self._waiter is not None and not (self._filling or self.ready or self._reads):
             self._waiter_done()
 
     def end(self, error: int) -> None:
         """The queue pair has ended: what is here can still be read."""
         for read in self._reads:
             self._channel.deregister(read.region)
-        for piece in self._ready:
-            if isinstance(piece, Piece) and piece.stage is not None:
-                self._channel.deregister(piece.stage)
-        for stage in self._stages:
+        for stage in (*self.ready.regions(), *self._stages):
             self._channel.deregister(stage)
         self._stages.clear()
         self._reads.clear()
