@@ -6,7 +6,7 @@ Two processes on loopback, each with a connection of every path; within a round 
 turns, so that a machine whose speed drifts drifts for all. A figure is the median of the rounds,
 CPU time is that of both processes, all threads.
 
-* bulk: calls of 1, 4 and 64 MiB, as SDP does by itself, beside the raw socket
+* bulk: calls of 1, 4, 16 and 64 MiB, as SDP does by itself, beside the raw socket
 * echo: 64 octets there and back
 * sweep: messages of 64 octets to 16 MiB by buffered copy alone, by zero copy alone, and by the raw
   socket; `--keep` writes what docs/tools/draw_sdp.py draws
@@ -42,7 +42,7 @@ DRAIN: Final = 256 * KIB
 ECHO: Final = 64
 SWEEP: Final = tuple(64 << 2 * step for step in range(10))
 """64 octets, four times as many, ..., 16 MiB."""
-BULK: Final = (MIB, 4 * MIB, 64 * MIB)
+BULK: Final = (MIB, 4 * MIB, 16 * MIB, 64 * MIB)
 TIMEOUT: Final = 120.0
 Conn = Any
 """A stream socket, the standard library's or steertag's."""
