@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import pickle
 import select
@@ -204,6 +205,27 @@ def test_selectors_select_and_poll_see_what_is_there(patched: str) -> None:
                 poll.register(conn, select.POLLIN)
                 assert poll.poll(PATIENCE * 1000) == [(conn.fileno(), select.POLLIN)]
                 assert conn.recv(10) == b"!"
+
+
+def test_a_registration_with_epoll_outlives_a_refused_connect(patched: str) -> None:
+    with socket.socket() as listener, socket.socket() as sock, select.epoll() as epoll:
+        listener.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        epoll.register(sock, select.EPOLLOUT)
+        for _ in range(3):
+            assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            assert epoll.poll(PATIENCE)
+            assert sock.connect_ex(listener.getsockname()) == errno.ECONNREFUSED
+        listener.listen()
+        assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        listener.settimeout(PATIENCE)
+        with listener.accept()[0] as conn:
+            assert epoll.poll(PATIENCE) == [(sock.fileno(), select.EPOLLOUT)]
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            conn.close()
+            epoll.modify(sock, select.EPOLLIN)
+            assert epoll.poll(PATIENCE)[0][1] & select.EPOLLIN
+            assert sock.recv(1) == b""
 
 
 def test_a_timeout_is_one(patched: str) -> None:
