@@ -105,6 +105,13 @@ def test_the_page_shows_the_table() -> None:
     assert as_table(known()) in PAGE.read_text(encoding="utf-8")
 
 
+def test_the_page_says_how_many_cases_and_observations_there_are(runs: Runs) -> None:
+    keys = runs[NATIVE].keys()
+    cases = {key.partition(".")[0] for key in keys}
+    counted = f"({len(cases)} cases, {len(keys)} observations)"
+    assert counted in PAGE.read_text(encoding="utf-8")
+
+
 def test_every_difference_has_a_reason() -> None:
     rows = known()
     assert rows, TABLE

@@ -114,6 +114,23 @@ def test_an_empty_datagram_is_one(two: tuple[Endpoint, Endpoint]) -> None:
     assert other.program.recv(100) == b"next"
 
 
+@pytest.mark.parametrize("how", ["shut down", "closed"])
+def test_an_empty_datagram_arrives_though_its_socket_is_shut_at_once(
+    control: Control, how: str
+) -> None:
+    one, other = Endpoint(control), Endpoint(control)
+    one.connect(other.address)
+    for data in (b"first", b"", b"last", b""):
+        one.program.send(data)
+    if how == "closed":
+        one.program.close()
+    else:
+        one.program.shutdown(std.SHUT_WR)
+    assert [other.program.recv(100) for _ in range(4)] == [b"first", b"", b"last", b""]
+    one.close()
+    other.close()
+
+
 def test_a_datagram_larger_than_the_room_is_cut_there(two: tuple[Endpoint, Endpoint]) -> None:
     one, other = two
     one.connect(other.address)

@@ -173,6 +173,68 @@ def test_a_program_that_closes_with_octets_unread_resets_its_peer(pair: Pair) ->
     assert pair.server.recv(1) == b""
 
 
+def fill(end: std.socket, quiet: int = 500) -> int:
+    """Send until there has been no room for so many milliseconds; how many octets."""
+    end.setblocking(False)
+    poll = select.poll()
+    poll.register(end, select.POLLOUT)
+    sent = 0
+    while poll.poll(quiet):
+        try:
+            sent += end.send(CHUNK)
+        except BlockingIOError:
+            continue
+        assert sent < 64 << 20, "nothing holds the sender back"
+    return sent
+
+
+def ended_by(end: std.socket) -> bool:
+    """Send what there is room for, now; whether it ends with EPIPE."""
+    try:
+        while True:
+            end.send(CHUNK, std.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except BrokenPipeError:
+        return True
+
+
+@pytest.mark.parametrize("rtt", [0.0, 0.002], ids=["near", "away"])
+@pytest.mark.parametrize("unread_octets", [True, False], ids=["unread", "all read"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_peer_that_writes_and_never_reads_finds_that_the_program_has_left(
+    family: str, unread_octets: bool, rtt: float
+) -> None:
+    """What the program sent last never gets through, and is nothing to wait for."""
+    with running(family, rtt) as control:
+        pair = Pair(control)
+        if unread_octets:
+            pair.server.sendall(b"never read")
+            assert select.select([pair.client], [], [], 30)[0]
+        fill(pair.client)
+        pair.client.close()
+        control.wait(lambda: ended_by(pair.server))
+        control.wait(lambda: pair.client_id in control.ended)
+        with pytest.raises(ConnectionResetError):
+            receive_all(pair.server)
+        pair.close()
+
+
+@pytest.mark.parametrize("rtt", [0.0, 0.002], ids=["near", "away"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_peer_that_reads_late_gets_all_that_a_program_sent_before_it_left(
+    family: str, rtt: float
+) -> None:
+    with running(family, rtt) as control:
+        pair = Pair(control)
+        pair.server.sendall(b"question")
+        assert pair.client.recv(100) == b"question"
+        sent = fill(pair.client)
+        pair.client.close()
+        assert len(receive_all(pair.server)) == sent
+        pair.close()
+
+
 def test_a_linger_of_zero_resets_the_peer(pair: Pair) -> None:
     control = pair.control
     control.ask(control.client.setsockopt, pair.client_id, std.SOL_SOCKET, std.SO_LINGER, LINGER_0)

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 _LARGEST: Final = 1 << 16
 _SCRATCH: Final = memoryview(bytearray(_LARGEST))
+_BUFFERS: Final = (_SCRATCH,)
+_SO_TIMESTAMP: Final = 29
+_STAMP: Final = std.CMSG_SPACE(16)
+"""Octets of a datagram's time, which tells an empty one from the end."""
 _TURN: Final = 64
 """Datagrams that one way moves before others have their turn."""
 _TIOCOUTQ: Final = termios.TIOCOUTQ
@@ -86,6 +90,7 @@ class Datagrams:
     def start(self) -> None:
         """With the Stack's lock held."""
         self._counters.relays += 1
+        self._ours.setsockopt(std.SOL_SOCKET, _SO_TIMESTAMP, 1)
         self._poller.register(self._ours.fileno(), self._our_news)
         if self._native is None:
             self._sock.wait_queue.append(self._family_news)
@@ -137,16 +142,13 @@ class Datagrams:
                 data = self._left
             else:
                 try:
-                    count = self._ours.recv_into(_SCRATCH)
+                    count, stamp, _, _ = self._ours.recvmsg_into(_BUFFERS, _STAMP)
                 except BlockingIOError:
                     return
                 except OSError:
-                    count = 0
-                if not count and (how := self._shut_by_program()):
-                    if how & HUP:
-                        self._end(0)
-                    else:
-                        self._shut_family()
+                    count, stamp = 0, []
+                if not count and not stamp:
+                    self._program_ended()
                     return
                 data = _SCRATCH[:count]
             try:
@@ -163,8 +165,15 @@ class Datagrams:
             self._counters.tx += len(data)
         self._poller.again(self)
 
+    def _program_ended(self) -> None:
+        """Nothing was read, not even an empty datagram: that would have a time."""
+        if self._shut_by_program() & HUP:
+            self._end(0)
+        else:
+            self._shut_family()
+
     def _shut_by_program(self) -> int:
-        """Why nothing was read: HUP, it has closed; RDHUP, it sends no more; 0, an empty one."""
+        """HUP: it has closed; RDHUP: it sends no more; 0: neither."""
         poll = select.poll()
         poll.register(self._ours.fileno(), POLLRDHUP)
         return sum(events for _, events in poll.poll(0))

@@ -39,7 +39,7 @@ class DelayedRelay(Relay):
 
     __slots__ = ("_held_in", "_held_out", "_woken")
 
-    LIMIT: ClassVar[int] = 4 << 20
+    LIMIT: ClassVar[int] = 1 << 20
     """Octets on their way, at most."""
 
     def start(self) -> None:
@@ -50,25 +50,33 @@ class DelayedRelay(Relay):
 
     def send_out(self, sure: bool = False) -> None:
         held, way = self._held_out, self.outgoing
-        # Of a connection that has failed the program is to hear, and not to find room meanwhile.
-        if way.fin and not self._our_end:
+        if way.fin and not way.eof and (self.refusing or not self._our_end):
             held.full = False
-        elif not way.eof:
-            self._hold(held, self.next_out)
-        if not self._arrived(held, way, self._flush_out, self.put_out):
-            if way.left is not None and self._abandoned():
-                self._program_left()
+            if self.incoming.left is not None:
+                self._refuse_more()
             return
-        if isinstance(way.failure, OSError):
+        if way.left is not None and not self._flush_out(way):
+            self._out_blocked()
+            return
+        if not way.eof:
+            self._hold(held, self.next_out)
+        if not self._arrived(held, way, self.put_out):
+            if way.left is not None:
+                self._out_blocked()
+        elif isinstance(way.failure, OSError):
             self._our_end_failed(way.failure)
         elif way.eof:
             self._out_ended(way)
 
     def bring_in(self, sure: bool = False) -> None:
         held, way = self._held_in, self.incoming
-        if not way.eof and not self._abandoned():
+        if way.left is not None and not self._flush_in(way):
+            return
+        if not way.eof and not (self.lost and self.hung_up):  # its peer is to find no room
             self._hold(held, self.next_in)
-        if not self._arrived(held, way, self._flush_in, self.put_in):
+        if not self._arrived(held, way, self.put_in):
+            if way.left is not None and self.outgoing.fin:
+                self._more(MORE_OUT)  # the connection has failed, and the program doesn't read
             return
         if way.failure is not None:
             self.error = self.error or way.failure.errno or errno.ECONNRESET
@@ -76,9 +84,8 @@ class DelayedRelay(Relay):
         if way.eof:
             self._in_ended(way)
 
-    def _abandoned(self) -> bool:
-        """Whether the program closed with octets unread: the peer is to find a reset, no room."""
-        return self.lost and self.hung_up
+    def _in_on_its_way(self) -> bool:
+        return bool(self._held_in.queue) or super()._in_on_its_way()
 
     def _urgent_out(self) -> None:
         self.send_out()
@@ -104,13 +111,9 @@ class DelayedRelay(Relay):
             held.octets += len(got)
             held.full = held.octets >= self.LIMIT
 
-    def _arrived(
-        self, held: _Held, way: Way, flush: Callable[[Way], bool], put: Callable[[Octets], bool]
-    ) -> bool:
+    def _arrived(self, held: _Held, way: Way, put: Callable[[Octets], bool]) -> bool:
         """Pass on what is due. True if nothing stands in its way."""
         now = self._poller.clock()
-        if way.left is not None and not flush(way):
-            return False
         queue = held.queue
         while queue and queue[0][0] <= now and not self.over:
             what = queue.popleft()[1]

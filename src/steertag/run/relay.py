@@ -125,6 +125,7 @@ class Relay:
         "outgoing",
         "over",
         "owner",
+        "refusing",
         "sock",
     )
 
@@ -151,7 +152,7 @@ class Relay:
         self.error = 0
         self.delay = 0.0
         self.marked = False
-        self.hung_up = self.lost = self.over = False
+        self.hung_up = self.lost = self.over = self.refusing = False
         self._our_end = self._their_end = False
         self._news = 0
 
@@ -176,7 +177,7 @@ class Relay:
             self._our_end = True
             if events & HUP:
                 self.hung_up = True
-        if events & PRI:
+        if events & PRI and not self.refusing:
             self._urgent_out()
         if events & (IN | RDHUP | HUP | ERR) and not self.over:
             self.send_out()
@@ -245,7 +246,11 @@ class Relay:
         way = self.outgoing
         ours, theirs = self.ours, self._theirs
         for _ in range(_CHUNKS):
+            if way.fin and not way.eof and (self.refusing or not self._our_end):
+                self._refuse_more()
+                return
             if way.left is not None and not self._flush_out(way):
+                self._out_blocked()
                 return
             if way.eof:
                 self._out_ended(way)
@@ -266,7 +271,7 @@ class Relay:
                 way.eof = True
                 continue
             if way.fin:
-                continue  # the connection has failed: nobody takes it
+                continue  # the connection has failed, and the program has left
             chunk = SCRATCH[:count]
             try:
                 sent = theirs.send(chunk)
@@ -279,9 +284,7 @@ class Relay:
             if sent < count:
                 way.left = memoryview(bytes(chunk[sent:]))
                 way.size = _FIRST
-                if sent:
-                    continue  # to find that it takes no more: only then it says when it does
-                return
+                continue  # to find that it takes no more: only then it says when it does
             if count < way.size:
                 if self._our_end:
                     continue
@@ -340,6 +343,19 @@ class Relay:
             self._abort()
         self._end(0)
 
+    def _out_blocked(self) -> None:
+        """Nobody takes what the program has sent; perhaps nobody ever will.
+
+        If it has closed, or shut down both ways, with octets unread or still to come, its peer
+        finds a reset natively, whatever the program had sent.
+        """
+        if not self.hung_up or self.over:
+            return
+        if not self.lost:
+            self.lost = bool(self.ours.getsockopt(std.SOL_SOCKET, std.SO_ERROR))
+        if self.lost:
+            self._program_left()
+
     def _our_end_failed(self, error: OSError) -> None:
         """ECONNRESET: the program closed with octets unread."""
         self._abort()
@@ -352,8 +368,34 @@ class Relay:
         if not self.error:
             self.error = error.errno or errno.ECONNRESET
         self.bring_in()
-        if not self.over and self.incoming.left is None and not self.incoming.eof:
+        if self.over:
+            return
+        if self.incoming.left is not None:
+            if not self._our_end:
+                self._refuse_more()
+        elif not self._in_on_its_way():
             self._fail(self.error)
+
+    def _in_on_its_way(self) -> bool:
+        """Whether something comes for the program, or the end, that `bring_in` has not passed on."""
+        return self.incoming.eof
+
+    def _refuse_more(self) -> None:
+        """The connection has failed, and what came before that the program has not read yet.
+
+        If it goes on writing, that ends with EPIPE. An octet stays unread in our end, which is
+        what has the program find ECONNRESET once it has read the rest.
+        """
+        if self.refusing and self.hung_up:
+            self._program_left()
+            return
+        count = unread(self.ours)
+        if not count:
+            return
+        self.refusing = True
+        self.ours.shutdown(std.SHUT_RD)
+        while count > 1:
+            count -= self.ours.recv_into(SCRATCH, min(count - 1, _ROOM))
 
     def _usual_out(self, way: Way) -> bool:
         """Whether what comes next may be received as it is.
@@ -490,10 +532,12 @@ class Relay:
     def _in_refused(self, way: Way) -> None:
         """The program takes nothing more: it closed, or shut its end down for receiving.
 
-        What it has sent still goes out; our end's HUP says the rest.
+        What it has sent still goes out, if the peer takes it; our end's HUP says the rest.
         """
         way.fin = self.lost = True
         way.left = None
+        if self.hung_up:
+            self._more(MORE_OUT)  # nobody may be there who takes what it has sent
 
     def _in_ended(self, way: Way) -> None:
         """Everything that came is in our end."""

@@ -187,6 +187,26 @@ CASE_WITH(reset_wakes_a_blocked_writer, CALM)
     ended(child);
 }
 
+/* It reads nothing meanwhile, and what was sent to it stays where it is. */
+CASE(writer_that_never_reads_finds_that_its_peer_has_left)
+{
+    int client, server;
+    connected(&client, &server);
+    ignore_sigpipe();
+    write(server, "unread", 6);
+    say("there", "%s", await_octets(client, 6) ? "6" : "fewer");
+    fill(client);
+    close(client);
+    set_nonblocking(server, true);
+    static const char zeros[65536];
+    ssize_t put;
+    do
+        put = write(server, zeros, sizeof zeros);
+    while (put > 0 || (errno == EAGAIN && await(server, POLLOUT)));
+    say_result("write", put);
+    say_result("write_again", write(server, "x", 1));
+}
+
 CASE(killed_peer_ends_the_stream)
 {
     struct address address;

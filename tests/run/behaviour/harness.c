@@ -340,10 +340,9 @@ size_t fill(int fd)
         if (octets > 0) {
             put += (size_t)octets;
             pauses = 0;
-        } else if (errno == EAGAIN) {
-            nap(QUIET_MS);
-            pauses++;
-        } else if (errno != EINTR)
+        } else if (errno == EAGAIN)
+            pauses += !await_for(fd, POLLOUT, QUIET_MS);
+        else if (errno != EINTR)
             break;
     }
     return put;
