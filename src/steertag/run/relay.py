@@ -377,7 +377,7 @@ class Relay:
             self._fail(self.error)
 
     def _in_on_its_way(self) -> bool:
-        """Whether something comes for the program, or the end, that `bring_in` has not passed on."""
+        """Whether there is something for the program, or the end, that it has not found yet."""
         return self.incoming.eof
 
     def _refuse_more(self) -> None:
