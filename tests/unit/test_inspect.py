@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +28,13 @@ ONE_RNIC = "from steertag import verbs as v\ncontext = v.Context()\nprint('ready
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the sockets go, of the programs and of the commands."""
-    path = tmp_path / "steertag"
-    monkeypatch.setenv("STEERTAG_INSPECT", str(path))
-    return path
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the sockets go, of the programs and of the commands. No directory above it is kept from
+    other users, as pytest's are."""
+    with tempfile.TemporaryDirectory() as base:
+        path = Path(base) / "steertag"
+        monkeypatch.setenv("STEERTAG_INSPECT", str(path))
+        yield path
 
 
 @pytest.fixture
@@ -85,9 +88,8 @@ def test_another_user_is_not_answered_even_if_the_files_let_it_in(
 ) -> None:
     require_root()
     path = socket_of(directory, program.pid)
-    for entry, mode in ((path, 0o666), *((parent, 0o755) for parent in list(path.parents)[:4])):
-        if entry.stat().st_uid == 0 and entry not in (Path("/"), Path("/tmp")):
-            entry.chmod(mode)
+    for entry, mode in ((path, 0o666), (directory, 0o755), (directory.parent, 0o755)):
+        entry.chmod(mode)
     stranger = (
         "import os, socket, sys\n"
         "peer = socket.socket(socket.AF_UNIX)\n"

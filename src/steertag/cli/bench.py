@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from steertag.cli.device import Network, family_options
+from steertag.cli.interrupt import keep_interrupts
 from steertag.cli.record import pcap_option
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -95,6 +96,7 @@ def bench(
         family=network.family,
         address=network.address,
     )
+    keep_interrupts()
     try:
         result = run(options)
     except OSError as exc:

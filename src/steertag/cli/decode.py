@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
+from steertag.cli.interrupt import keep_interrupts
+
 if TYPE_CHECKING:
     from steertag.observe.decode import Decoder, Frame
 
@@ -95,6 +97,7 @@ def _print(
     name = click.format_filename(file)
     source: str | BinaryIO = sys.stdin.buffer if file == "-" else file
     frames: Iterator[Frame] = decoder.decode(read_capture(source))
+    keep_interrupts()
     try:
         while not printed.stopped:
             try:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from steertag.cli.bench import Octets, columns
+from steertag.cli.interrupt import keep_interrupts
 from steertag.cli.output import reader_left
 from steertag.cli.record import pcap_option
 
@@ -45,6 +46,7 @@ def demo(size: int, runs: int, directory: Path | None, as_json: bool) -> None:
     def say(line: str) -> None:
         click.echo(line, err=as_json)
 
+    keep_interrupts()
     try:
         result = run(DemoOptions(size, runs, directory), say)
     except TransferError as exc:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, ParamSpec, TypedDict, Unpack
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, ParamSpec, TypedDict
 import click
 
 from steertag.cli.device import DeviceFailed, Network, family_options
+from steertag.cli.interrupt import take_interrupts
 from steertag.cli.output import reader_left
 from steertag.cli.record import CaptureFailed, pcap_option
 from steertag.cli.seconds import Seconds
@@ -40,10 +40,6 @@ def _fail(code: int, message: str, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _one_line_errors(command: Command[P]) -> Command[P]:
     """Turn errors and interruption into one line and the documented exit code."""
 
@@ -52,7 +48,7 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
         from steertag.perf.fabric.errors import FabricError
 
         as_json = bool(kwargs.get("as_json"))
-        signal.signal(signal.SIGTERM, _terminate)
+        take_interrupts()
         try:
             command(*args, **kwargs)
         except FabricError as error:

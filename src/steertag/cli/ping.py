@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
+from steertag.cli.interrupt import keep_interrupts
 from steertag.cli.seconds import Seconds
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Pinger:
 
     def run(self, count: int | None, interval: float, linger: float | None) -> None:
         """Until all of `count` are answered, or nobody answers any more, or Ctrl-C."""
+        keep_interrupts()
         due = time.monotonic()
         try:
             while count is None or self.stats.transmitted < count:

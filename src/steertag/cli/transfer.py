@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
 import stat
 import sys
 import time
@@ -17,6 +16,7 @@ import click
 
 from steertag.cli import output
 from steertag.cli.device import DeviceFailed, Network, family_options
+from steertag.cli.interrupt import take_interrupts
 from steertag.cli.record import CaptureFailed, pcap_option
 from steertag.cli.seconds import Seconds
 from steertag.transfer.auth import (
@@ -80,11 +80,6 @@ def _one_line_errors(command: Command[P]) -> Command[P]:
             _fail(ExitCode.FAILURE, escape(str(error)), as_json)
 
     return wrapper
-
-
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    """SIGTERM ends a command as Ctrl-C does, so that nothing half-done stays behind."""
-    raise KeyboardInterrupt
 
 
 # Options that several commands have
@@ -183,7 +178,7 @@ def _connect(
         family=network.family,
     )
     token = read_token_file(path) if path else None
-    signal.signal(signal.SIGTERM, _terminate)
+    take_interrupts()
     return connect(url.host, url.port, token, options)
 
 
@@ -421,7 +416,7 @@ def serve(
         idle_timeout=timeout,
         on_event=_logger(quiet, as_json),
     )
-    signal.signal(signal.SIGTERM, _terminate)
+    take_interrupts()
     inspect.start()  # also without RDMA
     with Server(config) as server:
         _announce(server, token_file, as_json)
