@@ -6,6 +6,7 @@ Stack's own: there both ends are under one.
 
 from __future__ import annotations
 
+import random
 import shlex
 import signal
 import socket
@@ -13,10 +14,18 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.run.behaviours import MODES, supervised
 from tests.support import require_tool
 
 PATIENCE: Final = 100.0
+LARGE: Final = 3 << 20
+FAMILIES: Final = ("new_tcp", "sdp")
+everywhere: Final = pytest.mark.parametrize(
+    "application", ["host", "relay", *FAMILIES], indirect=True
+)
+"""For those tests that the host's TCP has to pass, too, with and without a relay."""
 TOGETHER: Final = ("host", "relay", "new_tcp")
 _READY: Final = """\
 set -eu
@@ -102,6 +111,13 @@ class Application:
             f"\nserver: {said}"
         )
         return done.stdout
+
+
+def web_directory(directory: Path) -> None:
+    """Files to serve, in www."""
+    (directory / "www").mkdir()
+    (directory / "www" / "small.txt").write_text("hello\n")
+    (directory / "www" / "large").write_bytes(random.Random(1).randbytes(LARGE))
 
 
 def need(*programs: str) -> None:
