@@ -9,7 +9,9 @@ import pickle
 import select
 import selectors
 import socket
+import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,32 @@ def test_a_registration_with_epoll_outlives_a_refused_connect(patched: str) -> N
             epoll.modify(sock, select.EPOLLIN)
             assert epoll.poll(PATIENCE)[0][1] & select.EPOLLIN
             assert sock.recv(1) == b""
+
+
+def test_a_buffer_is_its_owners_again_in_the_handler_of_a_call_that_failed(patched: str) -> None:
+    def fail_and_clear(call: Callable[[bytearray], object], error: type[OSError]) -> None:
+        buffer = bytearray(100_000)
+        try:
+            while True:
+                call(buffer)
+        except error:
+            buffer.clear()  # BufferError, while anything still looks into it
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.connect(server.getsockname())
+        conn, _ = server.accept()
+        receiving = (client.recv_into, client.recvfrom_into, lambda b: client.recvmsg_into([b]))
+        sending = (client.sendall, client.send, lambda b: client.sendmsg([b]))
+        for timeout, error in ((0.0, BlockingIOError), (0.01, TimeoutError)):
+            client.settimeout(timeout)
+            for call in (*receiving, *sending):
+                fail_and_clear(call, error)
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        conn.close()
+        client.settimeout(PATIENCE)
+        fail_and_clear(client.recv_into, ConnectionResetError)
+        for call in sending:
+            fail_and_clear(call, BrokenPipeError)
 
 
 def test_a_timeout_is_one(patched: str) -> None:

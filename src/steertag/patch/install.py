@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio.exceptions
 import functools
 import logging
 import multiprocessing.connection
@@ -104,7 +103,7 @@ class Patch:
         from asyncio import unix_events
 
         loop: Any = unix_events._UnixSelectorEventLoop
-        self._set(loop, "_sock_sendfile_native", _no_sendfile(loop._sock_sendfile_native))
+        self._set(loop, "_sock_sendfile_native", _sendfile(loop._sock_sendfile_native))
 
 
 def patch(
@@ -159,16 +158,18 @@ def is_in_process(sock: object) -> bool:
     return isinstance(sock, ours) and not isinstance(sock, HostSocket)
 
 
-def _no_sendfile(native: Callable[..., Any]) -> Callable[..., Any]:
-    """os.sendfile knows descriptors of the host's alone; asyncio reads and sends instead."""
+def _sendfile(native: Callable[..., Any]) -> Callable[..., Any]:
+    """asyncio's sendfile where os.sendfile, which knows descriptors of the host's alone, has no way.
+
+    The loop reads and sends, as it does itself without os.sendfile. It is done here so that a
+    transport is paused for it, and refuses other writes, as over the host's sockets.
+    """
 
     async def sock_sendfile_native(
         self: Any, sock: Any, file: Any, offset: int, count: int | None
     ) -> Any:
         if is_in_process(sock):
-            raise asyncio.exceptions.SendfileNotAvailableError(
-                f"os.sendfile has no way into {sock!r}"
-            )
+            return await self._sock_sendfile_fallback(sock, file, offset, count)
         return await native(self, sock, file, offset, count)
 
     return sock_sendfile_native

@@ -2,6 +2,10 @@
 
 Its methods do what the C library and the kernel's system calls do together: they call the family,
 which never waits, and wait for it on the socket's descriptor.
+
+An OSError of a call that was given a buffer leaves its traceback here (`__traceback__ = None`), as
+the standard library's, whose calls are C: the frames below hold views of the buffer, which its
+owner may want to resize in the handler. asyncio's transports do.
 """
 
 from __future__ import annotations
@@ -455,6 +459,13 @@ class ProcessSocket(socket):
     ) -> tuple[int, Any]:
         if (native := self._native) is not None:
             return native.recvfrom_into(buffer, nbytes, flags)
+        try:
+            return self._recv_into(buffer, nbytes, flags)
+        except OSError as exc:
+            exc.__traceback__ = None
+            raise
+
+    def _recv_into(self, buffer: WriteableBuffer, nbytes: int, flags: int) -> tuple[int, Any]:
         view = memoryview(buffer).cast("B")
         if nbytes < 0:
             raise ValueError("negative buffersize in recv_into")
@@ -481,11 +492,19 @@ class ProcessSocket(socket):
             return native.recvmsg_into(buffers, ancbufsize, flags)
         if ancbufsize < 0:
             raise ValueError("invalid ancillary data buffer length")
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        msg = MsgHdr(views, controllen=ancbufsize)
-        count = self._receive(msg, flags)
+        try:
+            count, msg = self._recvmsg_into(buffers, ancbufsize, flags)
+        except OSError as exc:
+            exc.__traceback__ = None
+            raise
         control = [(level, kind, bytes(data)) for level, kind, data in msg.msg_control]
         return count, control, msg.msg_flags, msg.msg_name
+
+    def _recvmsg_into(
+        self, buffers: Iterable[WriteableBuffer], ancbufsize: int, flags: int
+    ) -> tuple[int, MsgHdr]:
+        msg = MsgHdr([memoryview(buffer).cast("B") for buffer in buffers], controllen=ancbufsize)
+        return self._receive(msg, flags), msg
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -510,14 +529,24 @@ class ProcessSocket(socket):
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
         if (native := self._native) is not None:
             return native.send(data, flags)
-        return self._send(MsgHdr((memoryview(data).cast("B"),), flags=flags))
+        try:
+            return self._send(MsgHdr((memoryview(data).cast("B"),), flags=flags))
+        except OSError as exc:
+            exc.__traceback__ = None
+            raise
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Send all of it; the timeout is for the whole. After an error nobody knows how much."""
         if (native := self._native) is not None:
             native.sendall(data, flags)
             return
-        view = memoryview(data).cast("B")
+        try:
+            self._send_all(memoryview(data).cast("B"), flags)
+        except OSError as exc:
+            exc.__traceback__ = None
+            raise
+
+    def _send_all(self, view: memoryview, flags: int) -> None:
         sock = self._live().sock
         impatient = self._timeout is None and flags & MSG_DONTWAIT
         deadline = deadline_after(self._timeout)
@@ -542,24 +571,29 @@ class ProcessSocket(socket):
                     raise
                 if self._timeout is None and sock.sk is not None:
                     deadline = deadline_after(sock.sk.sk_sndtimeo)
-                try:
-                    self._wait(sock, seen, WRITE, deadline)
-                except BaseException as exc:
-                    self._give_up(sock, part, exc)
-                    raise
             else:
                 if sent >= len(view):
                     return
                 part = MsgHdr((view[sent : sent + turn],), flags=flags)
                 part.msg_waits = waits
+                continue
+            try:
+                self._wait(sock, seen, WRITE, deadline)
+            except BaseException as exc:
+                self._give_up(sock, part, exc)
+                raise
 
     def sendto(self, data: ReadableBuffer, *args: Any) -> int:
         """`sendto(data, address)` or `sendto(data, flags, address)`."""
         if not 1 <= len(args) <= 2:
             raise TypeError(f"sendto() takes 2 or 3 arguments ({len(args) + 1} given)")
         flags, address = args if len(args) == 2 else (0, args[0])
-        view, flags = octets_of(data), operator.index(flags)
-        return self._send(MsgHdr((view,), name=address, flags=flags))
+        flags = operator.index(flags)
+        try:
+            return self._send(MsgHdr((octets_of(data),), name=address, flags=flags))
+        except OSError as exc:
+            exc.__traceback__ = None
+            raise
 
     def sendmsg(
         self,
@@ -570,6 +604,19 @@ class ProcessSocket(socket):
     ) -> int:
         if (native := self._native) is not None and address is None:
             return native.sendmsg(buffers, ancdata, flags)
+        try:
+            return self._sendmsg(buffers, ancdata, flags, address)
+        except OSError as exc:
+            exc.__traceback__ = None
+            raise
+
+    def _sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Iterable[Ancillary],
+        flags: int,
+        address: Address,
+    ) -> int:
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         control = tuple(checked_control(item) for item in ancdata)
         return self._send(MsgHdr(views, name=address, control=control, flags=flags))
