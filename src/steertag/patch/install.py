@@ -159,7 +159,7 @@ def is_in_process(sock: object) -> bool:
 
 
 def _sendfile(native: Callable[..., Any]) -> Callable[..., Any]:
-    """asyncio's sendfile where os.sendfile, which knows descriptors of the host's alone, has no way.
+    """asyncio's sendfile where os.sendfile has no way: it knows descriptors of the host's alone.
 
     The loop reads and sends, as it does itself without os.sendfile. It is done here so that a
     transport is paused for it, and refuses other writes, as over the host's sockets.
