@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from steertag.errors import StateError
 from steertag.family.sock import POLLRDHUP
 from steertag.rdma.cq import CompletionQueue
+from steertag.rdma.qp_state import QpState
 from steertag.runtime.driver import CLOSE_TIMEOUT, MSG_DONTWAIT, StreamDriver
 from steertag.runtime.sdp_transport import KernelTransport
 from steertag.sdp.engine import Engine
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FAIR: Final = 256 * 1024
 """Octets of a Read's answer that are waited for at once: each time that some are taken in costs
 more than they do. As many are certain to come."""
+_RTS: Final = QpState.RTS
 _ROUNDS: Final = 8
 """Turns of engine and stream in one call: each may give the other something to do."""
 
@@ -159,8 +161,10 @@ class SdpLink(StreamDriver):
     def flush(self) -> None:
         """Send what the engine has, without reading."""
         if not (self._blocked or self.closed):
-            self._send()
-            self.settle()
+            qp = self._qp
+            if qp is None or qp.state is not _RTS or qp.tx.pending():
+                self._send()
+                self.settle()
         self._turn()
 
     def take(self) -> None:
