@@ -399,3 +399,25 @@ def test_the_environment_chooses_where_the_call_does_not(
             assert not of_this_process(server)
         with socket.create_server(("127.0.0.2", 0)) as server:
             assert of_this_process(server)
+
+
+def test_a_listener_s_receive_buffer_takes_no_window_back_from_a_plain_peer(
+    tmp_path: Path,
+) -> None:
+    # A peer that has seen a large window waits for half of it: of a smaller one it learns by
+    # probes, five a second.
+    got = []
+    for asked in (4096, 1 << 17):
+        with (
+            steertag.patch(rules=rules(tmp_path, "use both server * *:*\n")),
+            socket.create_server(("127.0.0.1", 0)) as server,
+            HOST_CLASS() as plain,
+        ):
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, asked)
+            plain.settimeout(PATIENCE)
+            plain.connect(server.getsockname())
+            plain.sendall(b"no Request")
+            with server.accept()[0] as conn, HOST_CLASS() as fresh:
+                got.append(conn.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+                assert got[-1] >= fresh.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert got[1] == 2 << 17 > got[0]

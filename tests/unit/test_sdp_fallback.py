@@ -231,13 +231,13 @@ def test_options_of_the_transport_count_on_whichever_socket_it_ends() -> None:
         sock.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
         sock.setsockopt(std.IPPROTO_TCP, std.TCP_KEEPIDLE, 77)
         sock.setsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE, 1)
-        sock.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 10000)
+        sock.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 1 << 17)
         sock.connect(address)
         assert info(sock)["path"] == "tcp"
         assert sock.getsockopt(std.IPPROTO_TCP, std.TCP_NODELAY) == 1
         assert sock.getsockopt(std.IPPROTO_TCP, std.TCP_KEEPIDLE) == 77
         assert sock.getsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE) == 1
-        assert sock.getsockopt(std.SOL_SOCKET, std.SO_RCVBUF) == 20000
+        assert sock.getsockopt(std.SOL_SOCKET, std.SO_RCVBUF) == 2 << 17
         assert sock.getsockopt(std.SOL_SOCKET, std.SO_DOMAIN) == AF_INET_SDP
 
 

@@ -254,8 +254,12 @@ class SdpFabric:
     def make_plain(self, sk: SdpSock, transport: AnyTransport) -> None:
         """The connection is the transport's alone: what was set on the sock counts there."""
         for flag, name, attribute in _PASSED_ON:
-            if sk.sk_flags & flag:
-                transport.setsockopt(std.SOL_SOCKET, name, getattr(sk, attribute) // 2)
+            if not sk.sk_flags & flag:
+                continue
+            size = getattr(sk, attribute)
+            # A window that the peer was given is not taken back: it would wait for its probes.
+            if name == std.SO_SNDBUF or size > transport.getsockopt(std.SOL_SOCKET, name, 0):
+                transport.setsockopt(std.SOL_SOCKET, name, size // 2)
         transport.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, int(sk.nodelay))
         if sk.oob_inline:
             transport.setsockopt(std.SOL_SOCKET, std.SO_OOBINLINE, 1)
