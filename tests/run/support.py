@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from steertag.run.channel import Channel, DataClient
-from steertag.run.data import family_number, start
+from steertag.run.data import start
+from steertag.run.families import family_number
 from steertag.run.launch import RunConfig
 from steertag.run.sockaddr import emit
 

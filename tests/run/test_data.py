@@ -12,7 +12,8 @@ import pytest
 
 from steertag.family.stack import Stack
 from steertag.run.channel import Channel
-from steertag.run.data import Data, family_number, open_stack, start
+from steertag.run.data import Data, start
+from steertag.run.families import family_number, open_stack
 from steertag.run.launch import RunConfig
 from steertag.run.poller import Poller
 from steertag.run.sockaddr import emit, parse

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
-from steertag.run.relay import MORE_OUT, READ, Relay, Urgent, Way
+from steertag.run.relay import MORE_OUT, READ, Relay
+from steertag.run.sides import Urgent, Way
 
 Octets = Urgent | memoryview | bytes
 Next = Callable[[int], Urgent | memoryview | None]

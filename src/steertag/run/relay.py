@@ -10,9 +10,11 @@ How ends are passed on:
 the program shut down for sending        the family's socket is, behind what was sent before
 the program closed its last descriptor   the family's socket is closed, behind what was sent before
 ... with octets unread, or SO_LINGER 0   the family's socket is reset
+... with octets unread or still to come  it is reset at once where the family takes nothing more
 the peer's end of stream                 our end is shut down, behind what came before
 the connection was reset, or failed      our end is closed with an octet unread in it, behind what
                                          came before: the program finds ECONNRESET
+... while the program reads nothing      what it writes is EPIPE
 =======================================  ==========================================================
 
 Our end's EPOLLHUP says that the program's end is shut down both ways, or closed; for the peer the
@@ -28,39 +30,21 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from steertag.family.net import kernel_getsockopt
 from steertag.family.sock import POLLRDHUP
-from steertag.run.ends import (
-    ABORT,
-    Counters,
-    FamilyStream,
-    Stream,
-    abort,
-    at_mark,
-    at_mark_of,
-    release,
-    unread,
-)
+from steertag.run.ends import ABORT, Counters, abort, at_mark_of, release, unread
 from steertag.run.poller import ERR, HUP, IN, OUT, PRI, RDHUP, Poller
+from steertag.run.sides import FIRST, MSG_OOB, ROOM, SCRATCH, Sides, Urgent, Way
 
 if TYPE_CHECKING:
     from steertag.family.socket import Socket
 
-_ROOM: Final = 256 * 1024
-SCRATCH: Final = memoryview(bytearray(_ROOM))
-"""Every relay's: what is not passed on at once is copied out of it."""
-_FIRST: Final = 64 * 1024
 _CHUNKS: Final = 16
 """Chunks that one way moves before the others have their turn."""
-MSG_OOB: Final = int(std.MSG_OOB)
 SHUT_WR: Final = int(std.SHUT_WR)
 READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR | POLLRDHUP
 _WRITE: Final = select.POLLOUT | select.POLLHUP | select.POLLERR
 _USUAL: Final = IN | OUT
 MORE_OUT: Final = 1 << 20
 """Beside the POLL* bits: our end has not been emptied yet."""
-
-
-class Urgent(bytes):
-    """The octet that was sent out of band."""
 
 
 class Owner(Protocol):
@@ -74,29 +58,7 @@ class Owner(Protocol):
         """Our end is closed, and so is the family's socket."""
 
 
-class Way:
-    """One direction.
-
-    Attributes:
-        left: octets that were read and not taken yet.
-        size: octets that are read at a time.
-        eof: nothing more will be read.
-        fin: the destination was told so, or takes nothing any more.
-        failure: what its source ended with, where that is not passed on at once.
-        moved: octets that the destination took.
-    """
-
-    __slots__ = ("eof", "failure", "fin", "left", "moved", "size")
-
-    def __init__(self) -> None:
-        self.left: memoryview | None = None
-        self.failure: OSError | None = None
-        self.size = _FIRST
-        self.moved = 0
-        self.eof = self.fin = False
-
-
-class Relay:
+class Relay(Sides):
     """Args:
     poller: the loop.
     ours: our end, non-blocking; closed at the end.
@@ -108,12 +70,8 @@ class Relay:
 
     __slots__ = (
         "_counters",
-        "_native",
         "_news",
-        "_our_end",
         "_poller",
-        "_their_end",
-        "_theirs",
         "delay",
         "error",
         "hung_up",
@@ -121,12 +79,10 @@ class Relay:
         "linger",
         "lost",
         "marked",
-        "ours",
         "outgoing",
         "over",
         "owner",
         "refusing",
-        "sock",
     )
 
     def __init__(
@@ -139,12 +95,9 @@ class Relay:
         counters: Counters,
         linger: bytes = b"",
     ) -> None:
+        super().__init__(ours, sock, native)
         self._poller = poller
         self._counters = counters
-        self.ours = ours
-        self.sock = sock
-        self._native = native
-        self._theirs: Stream = FamilyStream(sock) if native is None else native
         self.owner = owner
         self.linger = linger
         self.outgoing = Way()
@@ -153,7 +106,6 @@ class Relay:
         self.delay = 0.0
         self.marked = False
         self.hung_up = self.lost = self.over = self.refusing = False
-        self._our_end = self._their_end = False
         self._news = 0
 
     def start(self) -> None:
@@ -283,13 +235,13 @@ class Relay:
             way.moved += sent
             if sent < count:
                 way.left = memoryview(bytes(chunk[sent:]))
-                way.size = _FIRST
+                way.size = FIRST
                 continue  # to find that it takes no more: only then it says when it does
             if count < way.size:
                 if self._our_end:
                     continue
                 return  # drained: what comes next is news
-            way.size = _ROOM
+            way.size = ROOM
         self._more(MORE_OUT)
 
     def _flush_out(self, way: Way) -> bool:
@@ -395,7 +347,7 @@ class Relay:
         self.refusing = True
         self.ours.shutdown(std.SHUT_RD)
         while count > 1:
-            count -= self.ours.recv_into(SCRATCH, min(count - 1, _ROOM))
+            count -= self.ours.recv_into(SCRATCH, min(count - 1, ROOM))
 
     def _usual_out(self, way: Way) -> bool:
         """Whether what comes next may be received as it is.
@@ -432,14 +384,6 @@ class Relay:
                 self.put_out(what)
         self._more(MORE_OUT)
 
-    def next_out(self, size: int) -> Urgent | memoryview | None:
-        """Octets of the program's; b"": their end; None: none now. Raises ECONNRESET."""
-        if not unread(self.ours):
-            return SCRATCH[: self.ours.recv_into(SCRATCH, size)] if self._our_end else None
-        if not at_mark_of(self.ours):
-            return SCRATCH[: self.ours.recv_into(SCRATCH, size)]
-        return Urgent(self.ours.recv(1))
-
     def put_out(self, what: Urgent | memoryview | bytes) -> bool:
         """Have the family take them; False: not all of them yet."""
         way = self.outgoing
@@ -448,13 +392,6 @@ class Relay:
             return True
         way.left = memoryview(bytes(what))
         return self._flush_out(way)
-
-    def _sent_urgent(self, octet: bytes) -> bool:
-        """Whether the family took it out of band."""
-        try:
-            return bool(self._theirs.send(memoryview(octet), MSG_OOB))
-        except OSError:
-            return False  # it has no such thing, or no room: in line, then
 
     # -- the peer's octets ---------------------------------------------------------------------
 
@@ -497,7 +434,7 @@ class Relay:
             way.moved += sent
             if sent < count:
                 way.left = memoryview(bytes(chunk[sent:]))
-                way.size = _FIRST
+                way.size = FIRST
                 if sent:
                     continue
                 return
@@ -509,7 +446,7 @@ class Relay:
                 if self._their_end:
                     continue
                 return
-            way.size = _ROOM
+            way.size = ROOM
         self._more(READ)
 
     def _flush_in(self, way: Way) -> bool:
@@ -582,32 +519,6 @@ class Relay:
             elif not way.fin:
                 self.put_in(what)
         self._more(READ)
-
-    def next_in(self, size: int) -> Urgent | memoryview | None:
-        """Octets of the peer's; b"": their end; None: none now. Raises what receiving does."""
-        native = self._native
-        try:
-            if native is None or not unread(native):
-                if at_mark(self.sock, native):
-                    octet = self._urgent_octet()
-                    if octet is not None:
-                        return octet  # else received before, and what is behind it comes next
-                elif native is not None and not self._their_end:
-                    return None
-            return SCRATCH[: self._theirs.recv_into(SCRATCH[:size])]
-        except BlockingIOError:
-            return None
-
-    def _urgent_octet(self) -> Urgent | None:
-        """The one at the mark; None: it was received before. BlockingIOError: it is to come."""
-        octet = bytearray(1)
-        try:
-            count = self._theirs.recv_into(memoryview(octet), 1, MSG_OOB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            return None
-        return Urgent(octet) if count else None
 
     def put_in(self, what: Urgent | memoryview | bytes) -> bool:
         """Put them into our end; False: not all of them yet."""
@@ -682,4 +593,4 @@ class Relay:
         self.outgoing.left = self.incoming.left = None
 
 
-__all__ = ["MORE_OUT", "READ", "SCRATCH", "Owner", "Relay", "Urgent", "Way"]
+__all__ = ["MORE_OUT", "READ", "Owner", "Relay"]
