@@ -134,7 +134,9 @@ def test_a_program_that_is_interrupted_dies_of_it(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--family", "ipx", "program.py"], "'ipx' is no family: expected sdp, tcp, both, host"),
-        (["--family", "99", "program.py"], "Address family not supported by protocol: family 99"),
+        (["--family", "99", "program.py"], "no family has the number 99: expected one that is"),
+        (["--rules", "99.conf", "program.py"], "99.conf:3: no family has the number 99: expected"),
+        (["/bin/sh"], "'/bin/sh' is no Python program: `stag run -- /bin/sh` is for those"),
         (["--rules", "bad.conf", "program.py"], "bad.conf:2: 'rds' is no family"),
         (["--rules", "none.conf", "program.py"], "none.conf: No such file or directory"),
         (["nowhere.py"], "can't open file 'nowhere.py': No such file or directory"),
@@ -149,6 +151,7 @@ def test_what_cannot_be_started_is_one_line_and_status_2(
     program: Path, words: list[str], said: str
 ) -> None:
     (program.parent / "bad.conf").write_text("# rules\nuse rds * * *:*\n")
+    (program.parent / "99.conf").write_text("# a third party's\nuse sdp * * *:1\nuse 99 * * *:*\n")
     (program.parent / "empty").mkdir()
     done = run(*words, folder=program.parent)
     assert done.returncode == 2

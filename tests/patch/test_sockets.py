@@ -378,7 +378,7 @@ def test_a_choice_goes_from_one_family_of_the_process_to_another(tmp_path: Path)
 def test_a_family_or_a_file_that_is_wrong_patches_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'ipx' is no family: expected"):
         steertag.patch("ipx")
-    with pytest.raises(OSError, match="family 99"):
+    with pytest.raises(OSError, match="no family has the number 99"):
         steertag.patch(99)
     with pytest.raises(ValueError, match=r"policy\.conf:1: "):
         steertag.patch(rules=rules(tmp_path, "use sdp\n"))

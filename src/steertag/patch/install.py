@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import multiprocessing.connection
@@ -133,15 +134,29 @@ def patch(
     with _lock:
         if _active:
             raise StateError("the program is patched already: unpatch() first")
-        for choice in policy.choices():
-            if choice.number is not None:
-                sock_release(owner.sock_create(choice.number, std.SOCK_STREAM))
+        _check(policy, owner)
         made = Patch(policy, owner)
         if policy.rules is not None and policy.rules.log is not None:
             made._log = policy.rules.log.open()
         _active.append(made)
         made._install()
     return made
+
+
+def _check(policy: Policy, stack: Stack) -> None:
+    """Whether every family that it may come to is there. Raises OSError."""
+    for choice in policy.choices():
+        if choice.number is None:
+            continue
+        try:
+            sock_release(stack.sock_create(choice.number, std.SOCK_STREAM))
+        except OSError as exc:
+            if exc.errno != errno.EAFNOSUPPORT:
+                raise
+            asks = policy.line_of(choice)
+            text = f"{asks}no family has the number {choice.number}: expected one that is "
+            text += "registered, or its package installed (entry-point group steertag.families)"
+            raise OSError(errno.EAFNOSUPPORT, text) from None
 
 
 def unpatch() -> None:

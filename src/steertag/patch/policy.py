@@ -93,6 +93,14 @@ class Policy:
         rules = self.rules.rules if self.rules is not None else ()
         return {self.default} | {_choice(rule.use, self.carrier) for rule in rules}
 
+    def line_of(self, choice: Choice) -> str:
+        """`FILE:LINE: ` of the first rule that says so; "" where it is the default."""
+        if self.rules is not None and choice != self.default:
+            for rule in self.rules.rules:
+                if _choice(rule.use, self.carrier) == choice:
+                    return f"{self.rules.name}:{rule.line}: "
+        return ""
+
     def choose(self, role: str, address: str | None, port: int, kind: int) -> Choice:
         """For a socket that is bound or connects there."""
         if self.rules is None:

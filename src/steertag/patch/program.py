@@ -21,6 +21,7 @@ from steertag.family.rules import Log
 from steertag.patch.install import Patch, patch
 
 _PROG: Final = "python -m steertag.patch"
+_ELF: Final = b"\x7fELF"
 _USAGE: Final = 2
 _DESCRIPTION: Final = (
     "Run a Python program as it is, with sockets of the family that a policy chooses instead of "
@@ -138,6 +139,8 @@ def run_path(path: str, arguments: Sequence[str]) -> None:
             source = file.read()
     except OSError as exc:
         _fail(f"can't open file {path!r}: {exc.strerror}")
+    if source.startswith(_ELF):
+        _fail(f"{path!r} is no Python program: `stag run -- {path}` is for those")
     sys.path[0] = os.path.dirname(os.path.realpath(path))
     sys.argv = [path, *arguments]
     if path.endswith(".pyc"):
