@@ -6,10 +6,13 @@ STEERTAG_CPYTHON_ALL=1 or `python -m tests.cpython.run`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import pytest
 
 from tests.cpython.known import FOLDER, read_baseline, read_known
-from tests.cpython.run import classes_of, complaints, run_module
+from tests.cpython.run import Run, classes_of, complaints, run_module
 from tests.cpython.suites import BASELINE, FAMILIES, MODULES, everything, find_test_package
 from tests.support import NEEDS
 
@@ -21,13 +24,11 @@ QUICK = (
     "test_smtplib",
     "test_socketserver",
 )
-# test_ssl and test_ftplib wait for most of their time; SDP is what they are run over. Over TCP/IP
-# in user space test_sendfile, whose buffers are smaller than a segment, takes minutes.
 CHOSEN = {
     "host": QUICK,
-    "new_tcp": ("test_socket", *(name for name in QUICK if not name.endswith("sendfile"))),
+    "new_tcp": MODULES,
     "sdp": MODULES,
-    "sdp_fallback": ("test_socket", "test_asyncio.test_streams"),
+    "sdp_fallback": ("test_socket", *QUICK),
 }
 RUNS = [
     pytest.param(family, module, id=f"{family}-{module}")
@@ -36,16 +37,44 @@ RUNS = [
 ]
 
 
+SIDE_BY_SIDE = 4
+"""Modules that run at once: they sleep for most of their time."""
+LONGEST_FIRST = ("test_socket", "test_ssl", "test_ftplib", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest) -> Iterator[Mapping[tuple[str, str], Future[Run]]]:
+    """By family and module, the runs that this session is to judge, under way."""
+    asked = [
+        (str(item.callspec.params["family"]), str(item.callspec.params["module"]))
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and item.function is test_what_fails_is_what_is_known_to_fail
+    ]
+    asked.sort(key=lambda run: LONGEST_FIRST.index(run[1]))
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        try:
+            yield {run: pool.submit(run_one, *run) for run in asked}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_one(family: str, module: str) -> Run:
+    chosen = FAMILIES[family]
+    return run_module(chosen, module, classes_of(chosen, module, whole=everything()))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("family", "module"), RUNS)
-def test_what_fails_is_what_is_known_to_fail(family: str, module: str) -> None:
+def test_what_fails_is_what_is_known_to_fail(
+    request: pytest.FixtureRequest, family: str, module: str
+) -> None:
     if find_test_package() is None:
         pytest.skip(f"{NEEDS}the interpreter's test package (libpython3.N-testsuite)")
     if not FOLDER.is_dir():
         pytest.skip(f"not possible here: nothing is recorded for Python {FOLDER.name}")
-    chosen = FAMILIES[family]
-    run = run_module(chosen, module, classes_of(chosen, module, whole=everything()))
+    run = request.getfixturevalue("running")[family, module].result()
     lines = complaints(run, read_known(family), read_baseline())
     assert not lines, "\n".join([*lines, run.log[-20000:]])
     assert run.outcomes, "nothing was run"
