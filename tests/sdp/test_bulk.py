@@ -20,6 +20,7 @@ from tests.sdp.world import (
     PATIENCE,
     SDP,
     SDP_BCOPY,
+    SDP_NEW_TCP,
     SDP_ZCOPY,
     World,
     octets,
@@ -30,7 +31,7 @@ from tests.sdp.world import (
     writable,
 )
 
-SUBJECTS = (HOST, NEW_TCP, SDP, SDP_ZCOPY, SDP_BCOPY)
+SUBJECTS = (HOST, NEW_TCP, SDP, SDP_NEW_TCP, SDP_ZCOPY, SDP_BCOPY)
 
 MIB = 1 << 20
 

@@ -24,6 +24,7 @@ from tests.sdp.world import (
     NEW_TCP,
     PATIENCE,
     SDP,
+    SDP_NEW_TCP,
     TO_PLAIN,
     Task,
     World,
@@ -33,7 +34,7 @@ from tests.sdp.world import (
     together,
 )
 
-SUBJECTS = (HOST, NEW_TCP, SDP, TO_PLAIN, FROM_PLAIN)
+SUBJECTS = (HOST, NEW_TCP, SDP, SDP_NEW_TCP, TO_PLAIN, FROM_PLAIN)
 
 LENGTH = struct.Struct("!I")
 

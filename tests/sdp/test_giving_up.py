@@ -18,6 +18,7 @@ from tests.sdp.world import (
     NEW_TCP,
     PATIENCE,
     SDP,
+    SDP_NEW_TCP,
     SDP_ZCOPY,
     Task,
     World,
@@ -29,7 +30,7 @@ from tests.sdp.world import (
     writable,
 )
 
-SUBJECTS = (HOST, NEW_TCP, SDP, SDP_ZCOPY)
+SUBJECTS = (HOST, NEW_TCP, SDP, SDP_NEW_TCP, SDP_ZCOPY)
 
 MIB = 1 << 20
 TIMEVAL = struct.Struct("ll")

@@ -20,6 +20,7 @@ from tests.sdp.world import (
     NEW_TCP,
     PATIENCE,
     SDP,
+    SDP_NEW_TCP,
     TO_PLAIN,
     Task,
     World,
@@ -31,7 +32,7 @@ from tests.sdp.world import (
     writable,
 )
 
-SUBJECTS = (HOST, NEW_TCP, SDP, FROM_PLAIN)
+SUBJECTS = (HOST, NEW_TCP, SDP, SDP_NEW_TCP, FROM_PLAIN)
 
 LINGER = struct.Struct("ii")
 STORM = int(os.environ.get("STEERTAG_STORM", "300"))

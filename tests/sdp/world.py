@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 from steertag import Stack
 from steertag.inet import AF_INET_NEW_TCP
 from steertag.runtime.sdp import fabric_of
-from steertag.sdp.options import AF_INET_SDP, SDP_ZCOPY_THRESH, SOL_SDP
+from steertag.sdp.options import AF_INET_SDP, SDP_TRANSPORT, SDP_ZCOPY_THRESH, SOL_SDP
 from steertag.socket import socket
 from tests.support import PROJECT
 
@@ -44,6 +44,7 @@ class Kind:
         server, client: the family numbers.
         processes: whether two processes can talk over it.
         zcopy_thresh: octets from which SDP doesn't copy; None: as it comes.
+        carrier: what SDP is over.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Kind:
     client: int
     processes: bool = True
     zcopy_thresh: int | None = None
+    carrier: str = "host"
 
     @property
     def sdp(self) -> bool:
@@ -66,6 +68,9 @@ NEW_TCP: Final = Kind("new_tcp", AF_INET_NEW_TCP, AF_INET_NEW_TCP, processes=Fal
 SDP: Final = Kind("sdp", AF_INET_SDP, AF_INET_SDP)
 SDP_ZCOPY: Final = Kind("sdp-zcopy", AF_INET_SDP, AF_INET_SDP, zcopy_thresh=1)
 SDP_BCOPY: Final = Kind("sdp-bcopy", AF_INET_SDP, AF_INET_SDP, zcopy_thresh=0)
+SDP_NEW_TCP: Final = Kind(
+    "sdp-over-new_tcp", AF_INET_SDP, AF_INET_SDP, processes=False, carrier="new_tcp"
+)
 TO_PLAIN: Final = Kind("sdp-to-plain", std.AF_INET, AF_INET_SDP, processes=False)
 FROM_PLAIN: Final = Kind("plain-to-sdp", AF_INET_SDP, std.AF_INET)
 KINDS: Final[tuple[Kind, ...]] = (
@@ -74,6 +79,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     SDP,
     SDP_ZCOPY,
     SDP_BCOPY,
+    SDP_NEW_TCP,
     TO_PLAIN,
     FROM_PLAIN,
 )
@@ -92,6 +98,8 @@ class World:
         if self.kind == FROM_PLAIN:
             self.server_socket().close()  # which brings the family, and its parameters
             self.stack.sysctl.write("net.sdp.listen_grace", "5")
+        if self.kind.carrier == "new_tcp":
+            socket(AF_INET_NEW_TCP, std.SOCK_STREAM, stack=self.stack).close()  # which brings it
         return self
 
     def __exit__(
@@ -115,7 +123,9 @@ class World:
             found = [repr(sk) for sk in self.stack.socks]
             fabric = fabric_of(self.stack)
             own = 0 if fabric is None else 1  # a reactor's, which has had nothing to do for a while
-            if self.kind != NEW_TCP and self.stack.timers.pending > own:  # else in TIME_WAIT
+            if (
+                self.kind not in (NEW_TCP, SDP_NEW_TCP) and self.stack.timers.pending > own
+            ):  # else in TIME_WAIT
                 found.append(f"{self.stack.timers.pending} timers")
             found += [
                 f"{prot.memory_allocated.value} quanta of {prot.name}"
@@ -147,6 +157,8 @@ class World:
         sock = socket(family, std.SOCK_STREAM, stack=self.stack)
         if family == AF_INET_SDP and self.kind.zcopy_thresh is not None:
             sock.setsockopt(SOL_SDP, SDP_ZCOPY_THRESH, self.kind.zcopy_thresh)
+        if family == AF_INET_SDP and self.kind.carrier != "host":
+            sock.setsockopt(SOL_SDP, SDP_TRANSPORT, self.kind.carrier.encode())
         return sock
 
     @contextmanager
