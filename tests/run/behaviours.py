@@ -25,7 +25,7 @@ MODES: Final = {
     "sdp": ["--family", "sdp"],
 }
 """What a program's sockets are served by: the options of `stag run`."""
-PATIENT: Final = "net.sdp.hello_timeout=30000;net.sdp.listen_grace=30000"
+PATIENT: Final = "net.sdp.hello_timeout=12000;net.sdp.listen_grace=12000"
 TIMEOUT: Final = 170.0
 Observations = dict[str, str]
 
