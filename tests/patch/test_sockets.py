@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import pickle
@@ -12,14 +13,16 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import steertag
+from steertag import socket as ours
 from steertag.errors import StateError
 from steertag.inet.const import AF_INET_NEW_TCP
-from steertag.sdp.options import AF_INET_SDP, SDP_FALLBACK, SDP_INFO, SOL_SDP
+from steertag.sdp.options import AF_INET_SDP, SDP_FALLBACK, SDP_INFO, SDP_TRANSPORT, SOL_SDP
 from tests.patch.support import PATIENCE, answering, of_this_process
 
 HOST_CLASS = socket.socket
@@ -421,3 +424,38 @@ def test_a_listener_s_receive_buffer_takes_no_window_back_from_a_plain_peer(
                 got.append(conn.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
                 assert got[-1] >= fresh.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     assert got[1] == 2 << 17 > got[0]
+
+
+def test_linger_waits_for_a_connection_that_fell_back_to_the_tcp_of_this_process() -> None:
+    with (
+        ours.socket(AF_INET_NEW_TCP) as server,
+        ours.socket(AF_INET_SDP) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(PATIENCE)
+        client.setsockopt(SOL_SDP, SDP_TRANSPORT, b"new_tcp")
+        client.setsockopt(SOL_SDP, SDP_FALLBACK, b"auto")
+        connecting = pool.submit(client.connect, server.getsockname())
+        server.accept()[0].close()  # of the Request
+        conn, _ = server.accept()
+        with conn:
+            connecting.result(PATIENCE)
+            assert b"path tcp\n" in client.getsockopt(SOL_SDP, SDP_INFO, 1024)
+            client.setblocking(False)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += client.send(bytes(65536))
+            client.setblocking(True)
+            linger = struct.pack("@ii", 1, int(PATIENCE))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            closing = pool.submit(client.close)
+            with pytest.raises(TimeoutError):
+                closing.result(0.2)
+            conn.settimeout(PATIENCE)
+            while data := conn.recv(1 << 20):
+                sent -= len(data)
+            assert sent == 0
+            closing.result(PATIENCE)

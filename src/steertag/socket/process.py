@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from steertag.errors import os_error
 from steertag.family import net
-from steertag.family.const import PEER_OF_ACCEPTED, SOCK_LINGER, TcpState
+from steertag.family.const import PEER_OF_ACCEPTED
 from steertag.family.msg import Address, Ancillary, MsgHdr, RecvMsg
 from steertag.family.socket import Socket
-from steertag.family.sockopt import sock_of
 from steertag.runtime.netdev import ensure_driver
 from steertag.runtime.sleep import READ, WRITE
 from steertag.runtime.wait import deadline_after
 from steertag.socket.arguments import c_int, checked_control, octets_of, rest_of
 from steertag.socket.base import socket
 from steertag.socket.file import File
+from steertag.socket.linger import linger
 
 if TYPE_CHECKING:
     from typing import Self
@@ -157,7 +157,7 @@ class ProcessSocket(socket):
         if self._file is None:
             return
         file, self._file = self._file, None
-        kept = self._linger(file)
+        kept = linger(self._driver, file, waits=self._timeout != 0.0)
         self._forget_native()
         fd, self._fd = self._fd, -1
         if fd != -1:
@@ -176,26 +176,6 @@ class ProcessSocket(socket):
         """Dissolve the connection, or forget the peer: connect(2) to AF_UNSPEC."""
         self._forget_native()
         super().disconnect()
-
-    def _linger(self, file: File) -> std.socket | None:
-        """SO_LINGER: stay until what was sent is delivered, or its time is over.
-
-        The host's kernel stays itself, when its socket is closed: here what is to be closed last.
-        """
-        sk = sock_of(file.sock)
-        if not sk.sk_flags & SOCK_LINGER or not sk.sk_lingertime or file.holders > 1:
-            return None
-        direct = file.sock.ops.direct
-        native = None if direct is None else direct(file.sock)
-        if native is not None:
-            return native.dup()
-        if sk.sk_state == TcpState.TCP_LISTEN or self.gettimeout() == 0:
-            return None
-        with suppress(OSError):
-            net.kernel_sock_shutdown(file.sock, std.SHUT_WR)
-        deadline = deadline_after(sk.sk_lingertime)
-        self._driver.wait_until(file.sock, lambda: not sk.sk_wmem_queued, deadline)
-        return None
 
     def _decref_socketios(self) -> None:
         if self._io_refs > 0:
@@ -271,6 +251,8 @@ class ProcessSocket(socket):
         `msg` is what the call is about, if its buffers may be the family's meanwhile.
         """
         sock = self._live().sock
+        if sock.ops.direct is not None:
+            self._find_native()  # for the next call: this one is on its way
         seen = sock.news
         try:
             return call()
