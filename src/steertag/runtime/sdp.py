@@ -348,6 +348,16 @@ class SdpFabric:
         level = logging.DEBUG if known else logging.WARNING
         _LOG.log(level, "%s has plain TCP, not SDP: %s (%s)", peer, SENTENCES[reason], reason)
 
+    def spoke_late(self, peer: object) -> None:
+        """One that was called plain, as it said nothing, has begun with a Request."""
+        self.counters.sdp_late += 1
+        _LOG.info("%s speaks SDP after all", peer)
+
+    def asked_late(self, peer: object) -> None:
+        """Such a one was sent something before."""
+        self.counters.by_reason[Reason.LATE_REQUEST] += 1
+        _LOG.warning("%s is reset: %s", peer, SENTENCES[Reason.LATE_REQUEST])
+
     def refused(self, peer: object, reason: Reason) -> None:
         """A connection ends for the lack of SDP."""
         self.counters.refused += 1

@@ -6,23 +6,27 @@ nothing: its socket is handed on as it is.
 
 from __future__ import annotations
 
+import errno
 import socket as std
 from typing import TYPE_CHECKING, Final
 
 from steertag.errors import ProtocolError
+from steertag.family.const import TcpState
 from steertag.family.inet import inet_csk_destroy_sock, sk_clone
 from steertag.rdma.connection import REQUEST_TIMEOUT, Connection
 from steertag.rdma.mpa_state import MpaState
 from steertag.runtime.loop import READ
 from steertag.runtime.sdp_link import EngineParts, SdpLink
+from steertag.runtime.sdp_transport import DoubtfulTransport
 from steertag.sdp.fallback import Reason
-from steertag.sdp.proto import sdp_accepted
+from steertag.sdp.proto import sdp_accepted, sdp_connected, sdp_failed, sdp_shutdown
 from steertag.sdp.sock import SdpSock, sdp_sk
 from steertag.wire.mpa import KEY_REQUEST
 
 if TYPE_CHECKING:
     from steertag.runtime.sdp import SdpFabric
     from steertag.runtime.sdp_transport import AnyTransport
+    from steertag.sdp.fabric import Transport
 
 _ACCEPTS: Final = 16
 _PAUSE: Final = 0.1
@@ -173,8 +177,7 @@ class Pending:
         elif parts is not None:
             parts.release()
         self._transport.close()
-        if child is not None:
-            inet_csk_destroy_sock(child)
+        self._lost(child)
 
     # -- the first octets ----------------------------------------------------------------------
 
@@ -238,12 +241,19 @@ class Pending:
         self._finish()
         child = sdp_sk(sk_clone(owner.sk))
         fabric.inherit(owner.sk, child)
-        child.transport = child.plain = self._transport
+        child.transport = child.plain = self._handed_on(child, reason)
         child.reason = reason
         child.peer = peer
         fabric.make_plain(child, self._transport)
         fabric.fell_back(child, peer, reason)
         sdp_accepted(owner.sk, child)
+
+    def _handed_on(self, child: SdpSock, reason: Reason) -> Transport:
+        """The transport of a peer that said nothing is looked at once more, when it does."""
+        if reason is not Reason.SILENT_PEER:
+            return self._transport
+        late = Late(self._owner, self._transport, child)
+        return DoubtfulTransport(self._transport, child, KEY_REQUEST, late)
 
     # -- SDP -----------------------------------------------------------------------------------
 
@@ -252,8 +262,9 @@ class Pending:
         fabric = self._owner.fabric
         if self._partial:
             self._want(1)
-        fabric.reactor.remove(self)
-        self._registered = False
+        if self._registered:
+            fabric.reactor.remove(self)
+            self._registered = False
         self.deadline = None
         self._transport.stream.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
         connection = Connection.respond(fabric.reactor.clock(), REQUEST_TIMEOUT, self._changed)
@@ -275,9 +286,7 @@ class Pending:
     def _requested(self, link: SdpLink) -> None:
         """The Request is here: answer its Hello, or refuse what is none."""
         fabric, connection = self._owner.fabric, link.connection
-        self._child = child = sdp_sk(sk_clone(self._owner.sk))
-        fabric.inherit(self._owner.sk, child)
-        child.peer = _peer_of(self._transport)
+        self._child = child = self._sock()
         try:
             self._parts = parts = EngineParts(fabric, child)
             parts.engine.take_hello(connection.private_data)
@@ -298,16 +307,32 @@ class Pending:
         child, parts = self._child, self._parts
         if parts is not None:
             parts.release()
-        if child is not None:
-            inet_csk_destroy_sock(child)
+        self._lost(child)
 
     def _established(self, link: SdpLink) -> None:
         self._finish()
         child = self._child
         assert child is not None  # made with the Request
-        child.transport, child.link, child.engine = self._transport, link, link.engine
+        child.transport = self._transport
         self._owner.fabric.counters.sdp_passive += 1
+        self._speaks(child, link)
+
+    # -- the sock ------------------------------------------------------------------------------
+
+    def _sock(self) -> SdpSock:
+        """That of a connection over SDP."""
+        child = sdp_sk(sk_clone(self._owner.sk))
+        self._owner.fabric.inherit(self._owner.sk, child)
+        child.peer = _peer_of(self._transport)
+        return child
+
+    def _speaks(self, child: SdpSock, link: SdpLink) -> None:
+        child.link, child.engine = link, link.engine
         sdp_accepted(self._owner.sk, child)
+
+    def _lost(self, child: SdpSock | None) -> None:
+        if child is not None:
+            inet_csk_destroy_sock(child)
 
     def _finish(self) -> None:
         self._over = True
@@ -315,6 +340,61 @@ class Pending:
             self._registered = False
             self._owner.fabric.reactor.remove(self)
         self._owner.forget(self)
+
+
+class Late(Pending):
+    """`Pending`, of a peer that was taken for plain as it said nothing: it has said that it isn't.
+
+    Args:
+        owner: the listener's.
+        transport: the connection's.
+        sk: the program's, which has received nothing.
+    """
+
+    def __init__(self, owner: Accepting, transport: AnyTransport, sk: SdpSock) -> None:
+        super().__init__(owner, transport)
+        self.deadline = None
+        self._sk = sk
+
+    def speaks(self) -> None:
+        """Its first octets are an MPA Request's."""
+        self._not_plain()
+        self._sk.sk_state = TcpState.TCP_SYN_RECV
+        self._sk.attempt = self
+        self._transport.unwatch()
+        self._listen_to()
+
+    def too_late(self) -> None:
+        """They come after the program has sent something, which the peer can't have understood."""
+        self._not_plain()
+        self._owner.fabric.asked_late(self._sk.peer)
+        self._transport.abort()
+        sdp_failed(self._sk, errno.ECONNRESET)
+
+    def _not_plain(self) -> None:
+        sk = self._sk
+        sk.plain = sk.transport = None
+        if sk.sk_socket is not None:
+            sk.sk_socket.ops = self._owner.fabric.ops
+
+    def cancel(self) -> None:
+        """The program has no need of it any more."""
+        self._sk.attempt = None
+        self.close()
+
+    def _sock(self) -> SdpSock:
+        return self._sk
+
+    def _speaks(self, child: SdpSock, link: SdpLink) -> None:
+        child.reason = None
+        self._owner.fabric.spoke_late(child.peer)
+        sdp_connected(child, link)
+        if child.sk_shutdown:
+            sdp_shutdown(child, child.sk_shutdown)
+
+    def _lost(self, child: SdpSock | None) -> None:
+        if self._sk.attempt is self:
+            sdp_failed(self._sk, errno.ECONNRESET)
 
 
 def _peer_of(transport: AnyTransport) -> object:

@@ -13,8 +13,9 @@ import select
 import socket as std
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from steertag.errors import os_error
 from steertag.family import net
 from steertag.family.msg import MsgHdr, RecvMsg
 from steertag.family.sock import POLLRDHUP, sk_wake
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from steertag.runtime.connector import ConnectingSocket
     from steertag.runtime.reactor import Reactor
     from steertag.runtime.stream import Buffer
+    from steertag.sdp.fabric import Transport
     from steertag.sdp.sock import SdpSock
 
 _EVERYTHING: Final = select.POLLIN | select.POLLOUT | select.POLLPRI | POLLRDHUP
@@ -142,10 +144,15 @@ class HostTransport:
     def watch_edges(self, sk: SdpSock) -> None:
         self.watch(sk, _EDGES)
 
-    def close(self) -> None:
+    def unwatch(self) -> None:
+        """It has no news for its sock any more."""
         if self._sk is not None:
             self._sk = None
+            self._mask = 0
             self._reactor.remove(self)
+
+    def close(self) -> None:
+        self.unwatch()
         net.sock_release(self.sock)
 
     def reset_on_close(self) -> None:
@@ -253,10 +260,14 @@ class KernelTransport:
     def watch_edges(self, sk: SdpSock) -> None:
         self.watch(sk, 0)
 
-    def close(self) -> None:
+    def unwatch(self) -> None:
+        """It has no news for its sock any more."""
         if self._sk is not None:
             self._sk = None
             self.sock.wait_queue.remove(self._forward)
+
+    def close(self) -> None:
+        self.unwatch()
         self.stream.close()
 
     def reset_on_close(self) -> None:
@@ -347,3 +358,117 @@ class KernelStream:
 
 
 AnyTransport = HostTransport | KernelTransport
+
+
+class Judge(Protocol):
+    """What becomes of a connection whose peer turns out to speak SDP."""
+
+    def speaks(self) -> None:
+        """Nothing was sent to it: it can be SDP's. The sock has no transport from then on."""
+        ...
+
+    def too_late(self) -> None:
+        """It was sent something as a plain peer: the connection ends by a reset."""
+        ...
+
+
+class DoubtfulTransport:
+    """The transport of a peer that has said nothing yet: plain TCP's, unless it begins with `key`
+    after all.
+
+    It is looked at with each call until that is known. The key comes in one segment from who knows
+    it: a part of it is plain TCP's.
+
+    Args:
+        inner: the transport.
+        sk: the program's, which has it.
+        key: an MPA Request's first octets.
+        judge: told when they are there.
+    """
+
+    __slots__ = ("_inner", "_judge", "_key", "_sent", "_sk")
+
+    def __init__(self, inner: AnyTransport, sk: SdpSock, key: bytes, judge: Judge) -> None:
+        self._inner, self._sk, self._key, self._judge = inner, sk, key, judge
+        self._sent = False
+
+    def _look(self) -> bool:
+        """Whether calls go to the transport. Raises the connection's error, which is told once."""
+        plain: Transport | None = self._sk.plain
+        if plain is None or plain is self._inner:
+            return plain is not None  # known since the call began
+        try:
+            first = self._inner.peek(len(self._key))
+        except BlockingIOError:
+            return True
+        if first != self._key:
+            self._sk.plain = self._sk.transport = self._inner
+            return True
+        if self._sent:
+            self._judge.too_late()
+        else:
+            self._judge.speaks()
+        return False
+
+    def sendmsg(self, msg: MsgHdr) -> int:
+        if not self._look():
+            raise os_error(errno.EAGAIN)
+        count = self._inner.sendmsg(msg)
+        self._sent = True
+        return count
+
+    def recvmsg(self, msg: MsgHdr, flags: int) -> int:
+        if not self._look():
+            raise os_error(errno.EAGAIN)
+        return self._inner.recvmsg(msg, flags)
+
+    def poll(self) -> int:
+        ready = self._inner.poll()
+        # An error is left to the call that is to find it.
+        if ready & (select.POLLIN | select.POLLERR) != select.POLLIN or self._look():
+            return ready
+        return 0
+
+    def ioctl(self, cmd: int, arg: object) -> int:
+        return self._inner.ioctl(cmd, arg) if self.poll() else 0
+
+    def shutdown(self, how: int) -> None:
+        self.poll()
+        if self._sk.plain is not None:
+            self._sent = True
+            self._inner.shutdown(how)
+
+    def watch(self, sk: SdpSock, mask: int) -> None:
+        if sk.plain is not None:
+            self._inner.watch(sk, mask)
+
+    def watch_edges(self, sk: SdpSock) -> None:
+        self.watch(sk, _EDGES)
+
+    @property
+    def family(self) -> int:
+        return self._inner.family
+
+    def bind(self, address: Address) -> None:
+        self._inner.bind(address)
+
+    def listen(self, backlog: int) -> None:
+        self._inner.listen(backlog)
+
+    def getsockname(self) -> Address:
+        return self._inner.getsockname()
+
+    def getpeername(self) -> Address:
+        return self._inner.getpeername()
+
+    def setsockopt(self, level: int, name: int, value: int | bytes | None) -> None:
+        self._inner.setsockopt(level, name, value)
+
+    def getsockopt(self, level: int, name: int, size: int) -> int | bytes:
+        return self._inner.getsockopt(level, name, size)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def abort(self) -> None:
+        self._inner.abort()

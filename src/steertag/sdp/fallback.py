@@ -34,6 +34,8 @@ class Reason(StrEnum):
     """A peer that connected to us began with something else than a Request."""
     SILENT_PEER = "silent-peer"
     """A peer that connected to us said nothing within sysctl net.sdp.listen_grace."""
+    LATE_REQUEST = "late-request"
+    """Such a peer sent a Request after something was sent to it: the connection is reset."""
 
 
 SENTENCES: Final = {
@@ -46,6 +48,7 @@ SENTENCES: Final = {
     Reason.NOT_SDP: "its MPA Reply has no HelloAck that fits",
     Reason.PLAIN_PEER: "it begins with other octets than an MPA Request",
     Reason.SILENT_PEER: "it says nothing",
+    Reason.LATE_REQUEST: "its MPA Request comes after it was sent something as a plain peer",
 }
 """For the log: "PEER speaks plain TCP: ..."."""
 LEARNT: Final = frozenset(
@@ -92,6 +95,8 @@ class FallbackCounters:
     def __init__(self) -> None:
         self.sdp_active = 0
         self.sdp_passive = 0
+        self.sdp_late = 0
+        """Of the passive ones, those that were called silent before."""
         self.refused = 0
         """Connections that ended because they would have fallen back and may not."""
         self.by_reason = dict.fromkeys(Reason, 0)
@@ -99,6 +104,7 @@ class FallbackCounters:
     def group(self) -> dict[str, int]:
         """By name, for `stag netstat -s`."""
         named = {"ActiveOpens": self.sdp_active, "PassiveOpens": self.sdp_passive}
+        named["LatePassiveOpens"] = self.sdp_late
         named["FallbackRefused"] = self.refused
         for reason, count in self.by_reason.items():
             named["Fallback" + "".join(map(str.capitalize, reason.split("-")))] = count
