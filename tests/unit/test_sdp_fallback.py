@@ -19,6 +19,7 @@ from steertag import AF_INET_SDP, Stack, socket
 from steertag.family.rules import Rules
 from steertag.observe import netstat, sockets
 from steertag.runtime.sdp import SdpConfig, SdpFabric, fabric_of, register
+from steertag.runtime.sdp_transport import HostTransport
 from steertag.sdp.fallback import Reason
 from steertag.wire.mpa import StartFrame
 from tests.unit.test_sdp_conformance import LOOPBACK, close_stacks, opened
@@ -176,6 +177,21 @@ def test_who_never_falls_back_is_refused(
             sock.getpeername()
     assert fabric(stack).counters.refused == 1
     assert not any(fabric(stack).counters.by_reason.values())
+
+
+def test_a_peer_that_is_gone_as_soon_as_it_is_connected_to_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A socket that was reset has no peer any more, which nobody may wait for."""
+
+    def gone(_: HostTransport) -> None:
+        raise OSError(errno.ENOTCONN, "as after a reset")
+
+    monkeypatch.setattr(HostTransport, "getpeername", gone)
+    with plain_server(closes, echoes) as address, sdp(new_stack()) as client:
+        client.connect(address)
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
 
 
 def test_a_peer_without_sdp_is_remembered_for_a_time() -> None:

@@ -28,7 +28,12 @@ from steertag.rdma.rnic import Rnic, RnicLimits
 from steertag.runtime.reactor import Reactor
 from steertag.runtime.sdp_connect import Connecting
 from steertag.runtime.sdp_listen import Accepting
-from steertag.runtime.sdp_transport import AnyTransport, HostTransport, KernelTransport
+from steertag.runtime.sdp_transport import (
+    AnyTransport,
+    HostTransport,
+    KernelTransport,
+    peer_of,
+)
 from steertag.sdp.af_sdp import sdp_register
 from steertag.sdp.calls import transport_of
 from steertag.sdp.counters import SdpCounters
@@ -287,7 +292,7 @@ class SdpFabric:
     @staticmethod
     def names(transport: AnyTransport) -> tuple[bytes, bytes, int]:
         """Both ends' addresses, packed, and the local port: what a Hello says."""
-        local, remote = transport.getsockname(), transport.getpeername()
+        local, remote = transport.getsockname(), peer_of(transport)
         return _packed(local), _packed(remote), local[1] if isinstance(local, tuple) else 0
 
     def direct(self, sock: Socket) -> std.socket | None:

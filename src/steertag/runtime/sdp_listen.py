@@ -17,7 +17,7 @@ from steertag.rdma.connection import REQUEST_TIMEOUT, Connection
 from steertag.rdma.mpa_state import MpaState
 from steertag.runtime.loop import READ
 from steertag.runtime.sdp_link import EngineParts, SdpLink
-from steertag.runtime.sdp_transport import DoubtfulTransport
+from steertag.runtime.sdp_transport import DoubtfulTransport, peer_of
 from steertag.sdp.fallback import Reason
 from steertag.sdp.proto import sdp_accepted, sdp_connected, sdp_failed, sdp_shutdown
 from steertag.sdp.sock import SdpSock, sdp_sk
@@ -231,7 +231,7 @@ class Pending:
     def _plain(self, reason: Reason) -> None:
         """It is a peer without SDP: the listener's child is the transport's socket as it is."""
         owner, fabric = self._owner, self._owner.fabric
-        peer = _peer_of(self._transport)
+        peer = peer_of(self._transport)
         if owner.use == "sdp":
             fabric.refused(peer, reason)
             self.close()
@@ -323,7 +323,7 @@ class Pending:
         """That of a connection over SDP."""
         child = sdp_sk(sk_clone(self._owner.sk))
         self._owner.fabric.inherit(self._owner.sk, child)
-        child.peer = _peer_of(self._transport)
+        child.peer = peer_of(self._transport)
         return child
 
     def _speaks(self, child: SdpSock, link: SdpLink) -> None:
@@ -395,10 +395,3 @@ class Late(Pending):
     def _lost(self, child: SdpSock | None) -> None:
         if self._sk.attempt is self:
             sdp_failed(self._sk, errno.ECONNRESET)
-
-
-def _peer_of(transport: AnyTransport) -> object:
-    try:
-        return transport.getpeername()
-    except OSError:
-        return None

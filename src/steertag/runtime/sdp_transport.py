@@ -360,6 +360,14 @@ class KernelStream:
 AnyTransport = HostTransport | KernelTransport
 
 
+def peer_of(transport: AnyTransport) -> Address:
+    """Its peer's address; None: it is gone already."""
+    try:
+        return transport.getpeername()
+    except OSError:
+        return None
+
+
 class Judge(Protocol):
     """What becomes of a connection whose peer turns out to speak SDP."""
 
