@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import os
 import pickle
 import select
@@ -210,27 +209,6 @@ def test_selectors_select_and_poll_see_what_is_there(patched: str) -> None:
                 poll.register(conn, select.POLLIN)
                 assert poll.poll(PATIENCE * 1000) == [(conn.fileno(), select.POLLIN)]
                 assert conn.recv(10) == b"!"
-
-
-def test_a_registration_with_epoll_outlives_a_refused_connect(patched: str) -> None:
-    with socket.socket() as listener, socket.socket() as sock, select.epoll() as epoll:
-        listener.bind(("127.0.0.1", 0))
-        sock.setblocking(False)
-        epoll.register(sock, select.EPOLLOUT)
-        for _ in range(3):
-            assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
-            assert epoll.poll(PATIENCE)
-            assert sock.connect_ex(listener.getsockname()) == errno.ECONNREFUSED
-        listener.listen()
-        assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
-        listener.settimeout(PATIENCE)
-        with listener.accept()[0] as conn:
-            assert epoll.poll(PATIENCE) == [(sock.fileno(), select.EPOLLOUT)]
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            conn.close()
-            epoll.modify(sock, select.EPOLLIN)
-            assert epoll.poll(PATIENCE)[0][1] & select.EPOLLIN
-            assert sock.recv(1) == b""
 
 
 def test_a_buffer_is_its_owners_again_in_the_handler_of_a_call_that_failed(patched: str) -> None:

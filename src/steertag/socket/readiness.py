@@ -12,8 +12,6 @@ not writable       the send buffer of the user's end is full
 end of stream      our end is shut down for sending (POLLIN, POLLRDHUP)
 hang-up            our end is shut down both ways (POLLHUP)
 error              readable and writable, so that whoever waits calls and is told
-not yet connected  as an error: a descriptor that was shut down could not be used once more, and
-                   whoever connects again after a refusal has it registered with an epoll
 =================  ===========================================================================
 
 News for an edge-triggered epoll while the byte is still there: another byte is written first and
@@ -27,14 +25,11 @@ import select
 import socket as std
 from contextlib import suppress
 
-from steertag.family.const import SocketState
 from steertag.family.sock import POLLRDHUP
 from steertag.family.socket import POLL_LOOK, Socket
 
 _BYTE = b"!"
 _FILLER = bytes(4096)
-_UP = select.POLLIN | select.POLLOUT
-"""What a socket that connects has only when it is connected."""
 
 
 class Readiness:
@@ -56,7 +51,6 @@ class Readiness:
         # The smallest that the host allows: filling it is how "not writable" is said.
         self._user.setsockopt(std.SOL_SOCKET, std.SO_SNDBUF, 0)
         self._readable = self._urgent = self._blocked = self._eof = self._hung_up = False
-        self._was_up = self._sock.state == SocketState.SS_CONNECTED
 
     @property
     def inode(self) -> int:
@@ -87,12 +81,8 @@ class Readiness:
             return
         mask = self._sock.ops.poll(self._sock)
         ended = bool(mask & (select.POLLHUP | POLLRDHUP))
-        if not ended:
-            self._was_up = self._was_up or bool(mask & _UP)
-            if self._eof:
-                self._renew()
-        elif not self._was_up:
-            mask = select.POLLIN | select.POLLOUT
+        if self._eof and not ended:
+            self._renew()
         self._set_writable(bool(mask & (select.POLLOUT | select.POLLERR | select.POLLHUP)))
         if mask & select.POLLHUP:
             self._hang_up()
