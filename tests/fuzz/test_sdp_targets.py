@@ -46,3 +46,13 @@ def test_memory_that_is_there_is_read_and_written_by_what_the_fuzzer_plays() -> 
     play.step(3, b"\x10\0\0\0")
     play.step(4, b"..")
     assert play.victim.counters.tx_write_bytes
+
+
+def test_what_is_fetched_in_small_pieces_takes_no_region_for_each() -> None:
+    play = Play(0b0100_0000)  # everything is read ahead
+    play.step(2, b"\0\xff")
+    regions = play.victim.regions
+    for _ in range(60):
+        play.step(2, b"\0\xff")
+    assert play.victim.engine.unread == 61 * 256
+    assert play.victim.regions <= regions

@@ -81,7 +81,12 @@ class Ready:
     def fetched(self, region: Region, count: int) -> None:
         """The first `count` octets of `region`, which `held` counts since they were asked for."""
         self.unread += count
-        self._pieces.append(Piece(region.view[:count], -1, count + TRUESIZE, region))
+        view, cost = region.view[:count], count + TRUESIZE
+        if count <= COPY_MAX:
+            self._pieces.append(Piece(bytes(view), -1, cost))
+            self._unstage(region)
+        else:
+            self._pieces.append(Piece(view, -1, cost, region))
 
     def marked(self, octet: bytes) -> None:
         """The out-of-band octet is here, and this is its place."""
