@@ -428,6 +428,18 @@ LATE = pytest.mark.parametrize(
 )
 
 
+@contextmanager
+def called_silent(stack: Stack) -> Iterator[tuple[socket.socket, std.socket]]:
+    """A connection whose peer, a socket of the host's, has said nothing, and that peer."""
+    stack.sysctl["net.sdp.listen_grace"] = 1
+    with listening(stack) as server, std.socket() as client:
+        client.settimeout(PATIENCE)
+        client.connect(server.getsockname())
+        conn, _ = server.accept()
+        with conn:
+            yield conn, client
+
+
 @LATE
 def test_a_peer_that_is_slow_to_say_that_it_speaks_sdp_is_believed(
     use: Callable[[socket.socket, threading.Event], None], caplog: pytest.LogCaptureFixture
@@ -467,27 +479,22 @@ def test_a_peer_that_is_slow_to_say_that_it_speaks_sdp_is_believed(
 @pytest.mark.parametrize("first", [b"hello", b"M", b"MPA ID Rep Frame"])
 def test_a_plain_peer_that_is_slow_loses_no_octet(first: bytes) -> None:
     stack = new_stack()
-    stack.sysctl["net.sdp.listen_grace"] = 1
-    with listening(stack) as server, std.socket() as client:
-        client.settimeout(PATIENCE)
-        client.connect(server.getsockname())
-        conn, _ = server.accept()
-        with conn:
-            conn.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                conn.recv(100)
-            conn.settimeout(PATIENCE)
-            client.sendall(first)
-            assert conn.recv(100) == first
-            conn.sendall(TEXT)
-            conn.shutdown(std.SHUT_WR)
-            with client.makefile("rb") as file:
-                assert file.read() == TEXT
-            client.sendall(TEXT)
-            client.shutdown(std.SHUT_WR)
-            with conn.makefile("rb") as file:
-                assert file.read() == TEXT
-            assert info(conn)["fallback"] == Reason.SILENT_PEER
+    with called_silent(stack) as (conn, client):
+        conn.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            conn.recv(100)
+        conn.settimeout(PATIENCE)
+        client.sendall(first)
+        assert conn.recv(100) == first
+        conn.sendall(TEXT)
+        conn.shutdown(std.SHUT_WR)
+        with client.makefile("rb") as file:
+            assert file.read() == TEXT
+        client.sendall(TEXT)
+        client.shutdown(std.SHUT_WR)
+        with conn.makefile("rb") as file:
+            assert file.read() == TEXT
+        assert info(conn)["fallback"] == Reason.SILENT_PEER
 
 
 @pytest.mark.parametrize("shut", [False, True])
@@ -496,19 +503,14 @@ def test_a_slow_peer_that_was_sent_something_is_reset_when_it_speaks_sdp(
 ) -> None:
     """The program never gets an MPA Request as if it were data."""
     stack = new_stack()
-    stack.sysctl["net.sdp.listen_grace"] = 1
-    with listening(stack) as server, std.socket() as client:
-        client.settimeout(PATIENCE)
-        client.connect(server.getsockname())
-        conn, _ = server.accept()
-        with conn:
-            if shut:
-                conn.shutdown(std.SHUT_WR)
-            else:
-                conn.sendall(b"220 ready\r\n")
-            client.sendall(StartFrame(reply=False, enhanced=True, private_data=bytes(32)).emit())
-            with pytest.raises(ConnectionResetError):
-                conn.recv(100)
+    with called_silent(stack) as (conn, client):
+        if shut:
+            conn.shutdown(std.SHUT_WR)
+        else:
+            conn.sendall(b"220 ready\r\n")
+        client.sendall(StartFrame(reply=False, enhanced=True, private_data=bytes(32)).emit())
+        with pytest.raises(ConnectionResetError):
+            conn.recv(100)
     assert fabric(stack).counters.by_reason[Reason.LATE_REQUEST] == 1
     assert "is reset" in caplog.text
 
@@ -516,31 +518,22 @@ def test_a_slow_peer_that_was_sent_something_is_reset_when_it_speaks_sdp(
 @pytest.mark.parametrize("private_data", [bytes(4), bytes(4) + b"no SDP"])
 def test_a_slow_peer_with_another_protocol_over_rdma_is_refused(private_data: bytes) -> None:
     stack = new_stack()
-    stack.sysctl["net.sdp.listen_grace"] = 1
-    with listening(stack) as server, std.socket() as client:
-        client.settimeout(PATIENCE)
-        client.connect(server.getsockname())
-        conn, _ = server.accept()
-        with conn:
-            client.sendall(StartFrame(reply=False, enhanced=True, private_data=private_data).emit())
-            with pytest.raises(ConnectionResetError):
-                conn.recv(100)
-            assert client.recv(4096).startswith(b"MPA ID Rep Frame")
+    with called_silent(stack) as (conn, client):
+        client.sendall(StartFrame(reply=False, enhanced=True, private_data=private_data).emit())
+        with pytest.raises(ConnectionResetError):
+            conn.recv(100)
+        assert client.recv(4096).startswith(b"MPA ID Rep Frame")
 
 
 def test_a_slow_peer_whose_request_never_ends_leaves_nothing_when_the_program_does() -> None:
     stack = new_stack()
-    stack.sysctl["net.sdp.listen_grace"] = 1
-    with listening(stack) as server, std.socket() as client:
-        client.settimeout(PATIENCE)
-        client.connect(server.getsockname())
-        conn, _ = server.accept()
-        with conn:
-            conn.setblocking(False)
-            client.sendall(b"MPA ID Req Frame")
-            while conn.kernel.ops is not fabric(stack).ops:
-                with pytest.raises(BlockingIOError):
-                    conn.recv(100)
+    with called_silent(stack) as (conn, client):
+        conn.setblocking(False)
+        client.sendall(b"MPA ID Req Frame")
+        while conn.kernel.ops is not fabric(stack).ops:
+            with pytest.raises(BlockingIOError):
+                conn.recv(100)
+        conn.close()
         with suppress(ConnectionResetError):
             assert client.recv(1) == b""
         assert len(fabric(stack).reactor.handlers()) == 1  # the listener
