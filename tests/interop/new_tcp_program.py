@@ -138,15 +138,22 @@ def echo(address: str, port: int) -> None:
 def burst(address: str, port: int, count: int, at_once: int) -> None:
     """`count` connections, `at_once` of them at a time: each sends a line and wants it back."""
     done = [0] * at_once
+    errors: list[str] = []
 
     def run(worker: int) -> None:
         for number in range(worker, count, at_once):
             text = b"connection %d\n" % number
-            with connect(address, port) as sock:
-                sock.sendall(text)
-                sock.shutdown(socket.SHUT_WR)
-                if read_all(sock) != text:
-                    raise AssertionError(f"connection {number} gave back something else")
+            try:
+                with connect(address, port) as sock:
+                    sock.sendall(text)
+                    sock.shutdown(socket.SHUT_WR)
+                    answer = read_all(sock)
+            except OSError as exc:
+                errors.append(f"connection {number}: {exc!r}")
+                return
+            if answer != text:
+                errors.append(f"connection {number} gave back {answer!r}")
+                return
             done[worker] += 1
 
     workers = [threading.Thread(target=run, args=(worker,)) for worker in range(at_once)]
@@ -154,7 +161,7 @@ def burst(address: str, port: int, count: int, at_once: int) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    say(connections=sum(done))
+    say(connections=sum(done), **({"errors": errors} if errors else {}))
 
 
 def hold(address: str, port: int, count: int) -> None:
