@@ -250,8 +250,9 @@ class ProcessSocket(socket):
 
         `msg` is what the call is about, if its buffers may be the family's meanwhile.
         """
-        sock = self._live().sock
-        if sock.ops.direct is not None:
+        file = self._live()
+        sock = file.sock
+        if sock.ops.direct is not None and file.native() is not None:
             self._find_native()  # for the next call: this one is on its way
         seen = sock.news
         try:
