@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket as std
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
@@ -16,6 +15,7 @@ from steertag.runtime.sdp_link import FAIR
 from steertag.runtime.sdp_transport import HostTransport
 from steertag.sdp.sock import sdp_sk
 from steertag.wire import sdp
+from tests.sdp.world import eventually, read_exactly
 from tests.unit.test_sdp_conformance import LOOPBACK, close_stacks, opened
 
 __all__ = ["close_stacks"]
@@ -137,7 +137,7 @@ def sending(octets: int) -> Iterator[tuple[Narrow, socket.socket, Call]]:
                 sent = Call(lambda: client.sendall(bytearray(DATA)))
                 fabric = fabric_of(ours)
                 assert fabric is not None
-                eventually(lambda: fabric.engine_counters.rx_messages[ADVERTISED])
+                eventually(lambda: fabric.engine_counters.rx_messages[ADVERTISED] > 0)
                 yield way, conn, sent
 
 
@@ -153,7 +153,7 @@ def waits_for_a_fair_part(way: Narrow, conn: socket.socket) -> bool:
 
     What was read ahead, as the receiver was late, has to come first: a little more is let through.
     """
-    way.let_pass(1000)
+    way.let_pass(65536)
     link = sdp_sk(conn.kernel.sk).link
     assert link is not None
     with conn.kernel.stack.lock:
@@ -161,25 +161,9 @@ def waits_for_a_fair_part(way: Narrow, conn: socket.socket) -> bool:
     return mark(conn) == FAIR
 
 
-def eventually(claim: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not claim():
-        assert time.monotonic() < end, "it never happens"
-        time.sleep(0.001)
-
-
-def read_exactly(conn: socket.socket, count: int) -> bytes:
-    got = bytearray()
-    while len(got) < count:
-        part = conn.recv(count - len(got))
-        assert part, "the stream ends too soon"
-        got += part
-    return bytes(got)
-
-
 def test_a_fair_part_of_a_large_read_is_waited_for_at_once_and_nothing_when_it_is_over() -> None:
     with sending(SIZE // 2) as (way, conn, sent):
-        receiving = Call(lambda: read_exactly(conn, SIZE))
+        receiving = Call(lambda: read_exactly(conn, SIZE, SIZE))
         eventually(lambda: waits_for_a_fair_part(way, conn))
         way.let_pass(1 << 30)
         assert receiving.result() == DATA
@@ -190,7 +174,7 @@ def test_a_fair_part_of_a_large_read_is_waited_for_at_once_and_nothing_when_it_i
 def test_a_rest_that_is_smaller_than_the_mark_comes_as_it_is() -> None:
     """Octet by octet if need be: nobody waits for what cannot come."""
     with sending(SIZE // 2) as (way, conn, sent):
-        receiving = Call(lambda: read_exactly(conn, SIZE))
+        receiving = Call(lambda: read_exactly(conn, SIZE, SIZE))
         eventually(lambda: waits_for_a_fair_part(way, conn))
         way.let_pass(SIZE // 2 - FAIR // 2)
         eventually(lambda: mark(conn) == 1)
@@ -203,7 +187,7 @@ def test_a_rest_that_is_smaller_than_the_mark_comes_as_it_is() -> None:
 
 def test_a_peer_that_dies_in_the_middle_of_a_read_is_noticed() -> None:
     with sending(SIZE // 2) as (way, conn, sent):
-        receiving = Call(lambda: read_exactly(conn, SIZE))
+        receiving = Call(lambda: read_exactly(conn, SIZE, SIZE))
         eventually(lambda: waits_for_a_fair_part(way, conn))
         way.close()
         assert isinstance(receiving.result(), ConnectionResetError)
@@ -212,9 +196,9 @@ def test_a_peer_that_dies_in_the_middle_of_a_read_is_noticed() -> None:
 
 def test_who_closes_in_the_middle_of_a_read_is_gone() -> None:
     with sending(SIZE // 2) as (way, conn, sent):
-        receiving = Call(lambda: read_exactly(conn, SIZE))
+        receiving = Call(lambda: read_exactly(conn, SIZE, SIZE))
         eventually(lambda: waits_for_a_fair_part(way, conn))
         conn.close()
         way.let_pass(1 << 30)
-        assert not isinstance(receiving.result(), bytes)
+        assert not isinstance(receiving.result(), bytearray)
         assert sent.result() is None or isinstance(sent.result(), OSError)
