@@ -387,7 +387,7 @@ def _refuse_what_came_before(self: Any) -> None:
     if left:
         self.close()
         error = ssl.SSLError(errno.ENOTCONN, _BEFORE)
-        error.reason, error.library = _BEFORE, None  # type: ignore[assignment]
+        vars(error).update(reason=_BEFORE, library=None)  # which is not of OpenSSL's
         raise error
 
 
